@@ -1,0 +1,5 @@
+"""`python -m quillgpt` is `quill`."""
+
+from quillgpt.cli.main import main
+
+main()

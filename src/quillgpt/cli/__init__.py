@@ -1,0 +1,15 @@
+"""Commands. To add one: a file here with `main(arguments) -> exit code`, and a line in `COMMANDS`.
+
+The line holds the module's name and not the module, so that `quill --help` imports nothing heavy.
+"""
+
+COMMANDS = {
+    "demo": (
+        "quillgpt.cli.demo",
+        "train a small GPT on Python's standard library for two minutes and read what it writes",
+    ),
+    "prepare": ("quillgpt.cli.prepare", "turn text into a directory of tokens"),
+    "tokenizer": ("quillgpt.cli.tokenizer", "train a tokenizer, or look at how text is cut into tokens"),
+    "train": ("quillgpt.cli.train", "train a model by a recipe; run it again to continue"),
+    "sample": ("quillgpt.cli.sample", "write text with a trained model"),
+}

@@ -1,0 +1,37 @@
+"""`quill train RECIPE [--flags]`: train, or continue, a run."""
+
+from quillgpt.cli.settings import Settings, load_settings
+
+PROG = "quill train"
+
+
+def main(arguments: list[str]) -> int:
+    """Train by a recipe and flags; with --dry-run only show what would happen."""
+    dry_run = "--dry-run" in arguments
+    settings = load_settings([word for word in arguments if word != "--dry-run"], prog=PROG)
+    if dry_run:
+        from quillgpt.cli.dry_run import show
+
+        return show(settings)
+    return run(settings)
+
+
+def run(settings: Settings) -> int:
+    """Train and print how it ended."""
+    from rich.console import Console
+
+    from quillgpt.distributed import ranks_from_environment
+    from quillgpt.train.loop import train
+    from quillgpt.train.progress import Terminal
+
+    console = Console(highlight=False)
+    outcome = train(settings.config, Terminal(console))
+    if ranks_from_environment().is_first:
+        result = outcome.held_out
+        console.print(
+            f"held out: {result.loss:.4f} ± {result.standard_error:.4f} nats per token, "
+            f"{result.bits_per_byte:.4f} bits per byte ({result.tokens:,} tokens)",
+            soft_wrap=True,
+        )
+        console.print(f"next: quill sample {outcome.run}", soft_wrap=True)
+    return 0

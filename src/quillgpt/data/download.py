@@ -1,0 +1,53 @@
+"""Fetching one file of known content: a size cap, the SHA-256 checked before it gets its name."""
+
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from quillgpt import files
+from quillgpt.errors import DataError
+
+TIMEOUT_SECONDS = 30
+BLOCK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """A file on the network; sha256 in hex."""
+
+    url: str
+    sha256: str
+    bytes: int
+
+
+def fetch(download: Download, target: Path) -> Path:
+    """Return `target`, downloaded unless it is there with the right content; other content is never installed."""
+    if target.is_file() and files.file_sha256(target) == download.sha256:
+        return target
+    with files.atomic_file(target) as file:
+        for block in _blocks(download, target):
+            file.write(block)
+            if file.size > download.bytes:
+                raise DataError(f"{download.url}: more than the expected {download.bytes:,} bytes; {_remedy(target)}")
+        if file.sha256 != download.sha256:
+            got = f"{file.size:,} bytes with SHA-256 {file.sha256[:12]}..."
+            expected = f"expected {download.bytes:,} with {download.sha256[:12]}..."
+            raise DataError(f"{download.url}: {got}, {expected}; {_remedy(target)}")
+    return target
+
+
+def _blocks(download: Download, target: Path) -> Iterator[bytes]:
+    try:
+        with urllib.request.urlopen(download.url, timeout=TIMEOUT_SECONDS) as response:
+            while block := response.read(BLOCK_BYTES):
+                yield block
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise DataError(f"{download.url}: cannot be downloaded: {reason}; {_remedy(target)}") from None
+
+
+def _remedy(target: Path) -> str:
+    return f"try again, or fetch it by other means and give it with --path FILE (or put it at {target})"

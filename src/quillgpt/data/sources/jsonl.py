@@ -1,0 +1,74 @@
+"""Entry `jsonl`: files with one JSON object a line, the text in one of its fields. A document is a line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from quillgpt.config import DataConfig
+from quillgpt.data.document import HELD_OUT_FRACTION, Tally, blocks_of
+from quillgpt.data.text_files import decode_line, find_files, total_bytes, unreadable, without_surrogates
+from quillgpt.errors import DataError, nearest
+
+LINE_BYTES = 1 << 26  # a parsed line takes up to 9 times its size in memory
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Jsonl:
+    """The lines of the files that `path` names; empty lines are passed over."""
+
+    licence = "that of your files"
+    held_out_fraction = HELD_OUT_FRACTION
+
+    def __init__(self, config: DataConfig) -> None:
+        self.files = find_files(config.path, source="jsonl", suffix=".jsonl")
+        self.field = config.text_field
+        self.errors = config.errors
+
+    def documents(self, tally: Tally) -> Iterator[Iterator[str]]:
+        """Each line's text; a line that is not JSON or has no text names its file and number."""
+        for file in self.files:
+            for number, offset, line in _lines(file):
+                content = decode_line(line, path=file, offset=offset, errors=self.errors, tally=tally)
+                where = f"{file}:{number}"
+                text = self._text(content, where)
+                yield blocks_of(without_surrogates(text, where=where, errors=self.errors, tally=tally))
+
+    def text_bytes(self) -> int:
+        """Size of the files, somewhat more than their text."""
+        return total_bytes(self.files)
+
+    def _text(self, line: str, where: str) -> str:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON: {error}; mend or remove the line") from None
+        if not isinstance(record, dict):
+            raise DataError(
+                f"{where}: a JSON {type(record).__name__}, expected an object with the field {self.field!r}"
+            )
+        if self.field not in record:
+            has = f"{nearest(self.field, record)}; it has {', '.join(record) or 'none'}"
+            raise DataError(f"{where}: no field {self.field!r}{has}; choose one with --text-field")
+        if not isinstance(record[self.field], str):
+            kind = type(record[self.field]).__name__
+            raise DataError(
+                f"{where}: the field {self.field!r} is a {kind}, expected a string; mend or remove the line"
+            )
+        return record[self.field]
+
+
+def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Number, byte offset and content of each line that is not empty."""
+    number = offset = 0
+    try:
+        with file.open("rb") as lines:
+            while line := lines.readline(LINE_BYTES + 1):
+                number += 1
+                if len(line) > LINE_BYTES:
+                    raise DataError(f"{file}:{number}: a line of more than {LINE_BYTES:,} bytes; split it, or use text")
+                mark = len(BYTE_ORDER_MARK) if offset == 0 and line.startswith(BYTE_ORDER_MARK) else 0
+                if line.strip():
+                    yield number, offset + mark, line[mark:]
+                offset += len(line)
+    except OSError as error:
+        raise unreadable(file, error) from None

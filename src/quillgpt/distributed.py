@@ -1,0 +1,87 @@
+"""Ranks: start them as torchrun says, let them agree, share the work. One process is rank 0 of 1, with no group."""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from quillgpt.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process's place among all of them."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process prints, saves and prepares data."""
+        return self.rank == 0
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether there are others."""
+        return self.world_size > 1
+
+
+def ranks_from_environment() -> Ranks:
+    """This process's place as torchrun sets it; alone without torchrun."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    defaults = ("0", "0", "1", "1")
+    try:
+        values = [int(os.environ.get(name, default)) for name, default in zip(names, defaults, strict=True)]
+    except ValueError:
+        raise ConfigError(
+            f"{', '.join(names)} in the environment must be whole numbers, as torchrun sets them"
+        ) from None
+    return Ranks(rank=values[0], local_rank=values[1], world_size=values[2], local_world_size=values[3])
+
+
+@contextlib.contextmanager
+def joined(ranks: Ranks, *, backend: str, timeout_seconds: int) -> Iterator[None]:
+    """Hold the process group for the length of the block; nothing for a single process."""
+    if not ranks.is_parallel:
+        yield
+        return
+    if backend == "nccl":
+        torch.cuda.set_device(ranks.local_rank)
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def total(values: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """The sum of a tensor over all ranks, the same on each."""
+    if ranks.is_parallel:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def from_first(value: int, ranks: Ranks, device: torch.device) -> int:
+    """Rank 0's value, on every rank."""
+    if not ranks.is_parallel:
+        return value
+    shared = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.broadcast(shared, src=0)
+    return int(shared.item())
+
+
+@contextlib.contextmanager
+def first_goes_first(ranks: Ranks) -> Iterator[None]:
+    """Run the block on rank 0 and then on the others, for what rank 0 makes and the others read."""
+    if ranks.is_parallel and not ranks.is_first:
+        dist.barrier()
+    yield
+    if ranks.is_parallel and ranks.is_first:
+        dist.barrier()

@@ -1,0 +1,208 @@
+"""All file output: atomic writes, fsync, rename, locks. No other module opens a file for writing (a test checks it).
+
+What is committed is complete: content goes to a temporary name beside the target, is flushed to the disk, and appears
+under its own name by one rename. Writes are plain `write` calls, because a memory-mapped write on a full disk kills
+the process with SIGBUS. A failure raises `DiskError` with the path and the space left, and removes what was begun.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from quillgpt.errors import DiskError, LockedError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; the lock file then only records who runs
+    fcntl = None  # type: ignore[assignment]
+
+TEMPORARY_PREFIX = ".tmp-"
+CHUNK_BYTES = 1 << 22
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of the block into a `DiskError` that names the path, the reason and the space left."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{path}: cannot write: {error.strerror or error}; {_space_left(path)}") from error
+
+
+def _space_left(path: Path) -> str:
+    existing = next((parent for parent in [path, *path.absolute().parents] if parent.is_dir()), Path("/"))
+    try:
+        return f"{shutil.disk_usage(existing).free / 1e6:,.0f} MB free there; free some or choose another --out"
+    except OSError:
+        return "free some space there or choose another --out"
+
+
+class HashedFile:
+    """A file being written once, front to back: `write(bytes)`, with `sha256` (hex) and `size` (bytes) so far."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append the content; large content goes out in chunks, so that hashing and writing share the cache."""
+        view = memoryview(content).cast("B")
+        for start in range(0, len(view), CHUNK_BYTES):
+            chunk = view[start : start + CHUNK_BYTES]
+            self._file.write(chunk)
+            self._hash.update(chunk)
+        self.size += len(view)
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of everything written so far."""
+        return self._hash.hexdigest()
+
+
+@contextlib.contextmanager
+def written_file(path: Path) -> Iterator[HashedFile]:
+    """Open a new file for writing; when the block ends well it is on the disk, otherwise it is gone."""
+    with disk_errors(path):
+        file = path.open("wb")
+        try:
+            with file:
+                yield HashedFile(file)
+                _sync(file)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[HashedFile]:
+    """Write a file that replaces `path` by one rename when the block ends well; until then `path` stays as it was."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
+        with written_file(temporary) as file:
+            yield file
+        _replace(temporary, path)
+        _sync_directory(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content with the text (UTF-8), atomically."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file's content with the value as indented JSON, atomically; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory that becomes `path` by one rename when the block ends well.
+
+    `path` must not exist. The files inside are expected to be written by `written_file`, which syncs them.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
+        temporary.mkdir()
+        try:
+            yield temporary
+            _sync_directory(temporary)
+            _replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync_directory(path.parent)
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory and its parents; a file in the way or a read-only place is a `DiskError`."""
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to a log; the caller decides whether a `DiskError` matters to it."""
+    with disk_errors(path), path.open("ab") as file:
+        file.write(line.encode() + b"\n")
+
+
+def remove_file(path: Path) -> None:
+    """Delete a file where it exists."""
+    with disk_errors(path):
+        path.unlink(missing_ok=True)
+
+
+def remove_directory(path: Path, *, marker: str) -> None:
+    """Delete a directory, its marker file first, so that an interrupted deletion never looks complete."""
+    with disk_errors(path):
+        (path / marker).unlink(missing_ok=True)
+        shutil.rmtree(path)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete what an interrupted write left in a directory (names with the temporary prefix)."""
+    with disk_errors(directory):
+        for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock for the length of the block; a second holder gets a `LockedError` naming the first.
+
+    The kernel releases the lock when the process dies, so that no stale lock survives a kill.
+    """
+    path = directory / ".lock"
+    with disk_errors(path):
+        file = path.open("a+b")
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().decode(errors="replace").strip() or "another process"
+                raise LockedError(f"{directory} is in use by {holder}; wait for it or choose another --out") from None
+        with disk_errors(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            file.flush()
+        yield
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _replace(source: Path, target: Path) -> None:
+    os.replace(source, target)
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a directory; its renames are journaled
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,109 @@
+"""GPT on one page: embed the tokens, pass the blocks, read off the logits of each next token.
+
+With the default settings it is GPT-2 exactly [Radford 2019]; each variant is one setting and one line in a menu.
+Shapes: B batch, T new tokens, S all tokens (with those in the cache), C channels, H heads, D head size, V vocabulary.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quillgpt.config import ModelConfig
+from quillgpt.errors import pick
+from quillgpt.model.kv_cache import KVCache
+from quillgpt.model.mlp import MLPS
+from quillgpt.model.norm import NORMS
+from quillgpt.model.positions import POSITIONS
+from quillgpt.model.rotary import Rotation
+from quillgpt.model.self_attention import SelfAttention
+
+INIT_STD = 0.02
+VOCAB_MULTIPLE = 64  # matrix kernels are faster on round shapes: 50,257 tokens get 50,304 rows
+
+
+class Block(nn.Module):
+    """Positions exchange information, then each works by itself; both add to the stream [Radford 2019, 2.3]."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        new_norm = pick(NORMS, config.norm, "norm")
+        self.norm_1 = new_norm(config)
+        self.attention = SelfAttention(config, layer)
+        self.norm_2 = new_norm(config)
+        self.mlp = pick(MLPS, config.mlp, "mlp")(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotation: Rotation | None, cache: KVCache | None) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.dropout(self.attention(self.norm_1(x), rotation, cache))
+        return x + self.dropout(self.mlp(self.norm_2(x)))
+
+
+class GPT(nn.Module):
+    """A GPT with random weights drawn from torch's default generator; the same seed gives the same weights."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        rows = padded_vocab_size(config.vocab_size)
+        device = torch.get_default_device()
+        with torch.device("meta"):  # shapes only: torch's own initial weights would cost time and random numbers
+            self.token_embedding = nn.Embedding(rows, config.n_embd)
+            self.position_embedding = pick(POSITIONS, config.position, "position")(config)
+            self.dropout = nn.Dropout(config.dropout)
+            self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+            self.final_norm = pick(NORMS, config.norm, "norm")(config)
+            self.head = None if config.tied_head else nn.Linear(config.n_embd, rows, bias=False)
+        self.to_empty(device=device)
+        self.initialize()
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits of the token after each of `tokens` (B, T), which follow those in the cache. Returns (B, T, V)."""
+        return self.logits(self.hidden(tokens, cache))
+
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The residual stream after the last block, normalised. tokens: (B, T) int64. Returns (B, T, C)."""
+        start = 0 if cache is None else cache.length
+        self._check_length(start, tokens.shape[1])
+        x, rotation = self.position_embedding(self.token_embedding(tokens), start)  # (B, T, C)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, rotation, cache)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return self.final_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, V): one score for each real token; the only place where the padding is cut off."""
+        weight = self.token_embedding.weight if self.head is None else self.head.weight
+        return F.linear(hidden, weight)[..., : self.config.vocab_size]
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Draw every weight anew: N(0, 0.02), and biases 0, norms 1, rows of the padding 0.
+
+        The projections that write into the residual stream are smaller by sqrt(2 n_layer), so that the stream does not
+        grow with depth [Radford 2019, 2.3]. The draws do not depend on the padding.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            is_residual = name.endswith(("attention.projection.weight", "mlp.project.weight"))
+            is_padded = name in ("token_embedding.weight", "head.weight")
+            rows = parameter.zero_()[: self.config.vocab_size] if is_padded else parameter
+            rows.normal_(std=INIT_STD / math.sqrt(2 * self.config.n_layer) if is_residual else INIT_STD)
+
+    def _check_length(self, held: int, new: int) -> None:
+        if new < 1:
+            raise ValueError("got no tokens; expected at least 1 in each sequence")
+        if held + new > self.config.context_length:
+            got = f"{held + new} tokens ({held} in the cache, {new} new)"
+            raise ValueError(f"got {got}; this model sees at most context_length = {self.config.context_length}")
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """The rows of the embedding: the vocabulary rounded up to a multiple of `VOCAB_MULTIPLE`. 50,257 -> 50,304."""
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE

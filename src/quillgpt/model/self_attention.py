@@ -1,0 +1,45 @@
+"""Self-attention: the weights around an entry of the attention menu, and where positions and the cache come in."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quillgpt.config import ModelConfig
+from quillgpt.errors import pick
+from quillgpt.model.attention import ATTENTION
+from quillgpt.model.kv_cache import KVCache
+from quillgpt.model.norm import EPSILON
+from quillgpt.model.rotary import Rotation, rotate
+
+
+class SelfAttention(nn.Module):
+    """Every position gathers from the ones before it, in H independent heads [Vaswani 2017, 3.2]."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_head = config.n_head
+        self.has_qk_norm = config.qk_norm
+        self.dropout = config.dropout
+        self.attend = pick(ATTENTION, config.attention, "attention")
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.projection = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor, rotation: Rotation | None, cache: KVCache | None) -> Tensor:
+        """x: (B, T, C), the last T positions; those before them are in the cache. Returns (B, T, C)."""
+        query, key, value = (self._heads(part) for part in self.qkv(x).chunk(3, dim=-1))  # each (B, H, T, D)
+        if self.has_qk_norm:
+            query, key = _unit_scale(query), _unit_scale(key)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        if cache is not None:
+            key, value = cache.append(self.layer, key, value)  # each (B, H, S, D)
+        mixed = self.attend(query, key, value, dropout=self.dropout if self.training else 0.0)
+        return self.projection(mixed.transpose(1, 2).flatten(start_dim=2))  # (B, T, C)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, T, C) to (B, H, T, D)
+
+
+def _unit_scale(x: Tensor) -> Tensor:
+    """RMSNorm over D without a weight; autocast may compute it in float32, so the dtype is put back."""
+    return F.rms_norm(x, (x.shape[-1],), eps=EPSILON).to(x.dtype)

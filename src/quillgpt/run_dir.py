@@ -1,0 +1,78 @@
+"""A run on disk: where its files are, and how a command finds the run it means.
+
+runs/NAME/ holds config.toml, environment.json, metrics.jsonl, checkpoints/step-000400/, samples/ and evaluations/.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import tomli_w
+
+from quillgpt import files
+from quillgpt.config import GROUPS, RunConfig
+from quillgpt.errors import CheckpointError, DiskError
+
+RUNS = Path("runs")
+
+
+class RunDirectory:
+    """The paths of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self.evaluations = path / "evaluations"
+
+
+def config_toml(config: RunConfig) -> str:
+    """The settings as asked for, as a recipe file; without `out`, so that repeating it makes another run."""
+    tables = {group: dataclasses.asdict(getattr(config, group)) for group in GROUPS}
+    del tables["train"]["out"]
+    return tomli_w.dumps(tables)
+
+
+def newest_run(runs: Path = RUNS) -> Path:
+    """The run whose metrics or checkpoints changed last; a `CheckpointError` says how to make one."""
+    candidates = [path for path in runs.glob("*") if (path / "checkpoints").is_dir()]
+    if not candidates:
+        raise CheckpointError(f"no run in {runs}/; train one first, for example `quill train python --minutes 2`")
+    return max(candidates, key=lambda path: (path / "checkpoints").stat().st_mtime)
+
+
+def append_metrics(path: Path, line: Mapping[str, object]) -> bool:
+    """Append one line of metrics; non-finite numbers become strings. A full disk loses the line and returns False."""
+    content = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in line.items()
+    }
+    try:
+        files.append_line(path, json.dumps(content, allow_nan=False))
+    except DiskError:
+        return False
+    return True
+
+
+def read_metrics(path: Path) -> list[dict[str, object]]:
+    """All complete lines of a metrics file, in order; a torn last line is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines after a step, so that a continued run has every step once."""
+    kept = [line for line in read_metrics(path) if isinstance(line.get("step"), int) and int(str(line["step"])) <= step]
+    files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -1,0 +1,74 @@
+"""From logits to the next token: temperature, top-k and top-p as pure functions on logits (B, V)."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from quillgpt.errors import NonFiniteError
+from quillgpt.sample.settings import SamplingSettings
+
+
+def choose(logits: Tensor, settings: SamplingSettings, generators: Sequence[torch.Generator]) -> Tensor:
+    """The next token of every sample: the likeliest at temperature 0, otherwise drawn after top-k and then top-p.
+
+    logits: (B, V), on any device and of any precision. generators: one for each of the B samples, on the CPU, so that a
+    seed means the same text everywhere. Returns (B,) on the CPU. Logits that say nothing are a `NonFiniteError`.
+    """
+    logits = logits.detach().to("cpu")
+    check_logits(logits)
+    if settings.temperature == 0:
+        return logits.argmax(dim=-1)
+    scaled = with_temperature(logits, settings.temperature)
+    probabilities = keep_top_p(keep_top_k(scaled, settings.top_k), settings.top_p).softmax(dim=-1)
+    drawn = [
+        torch.multinomial(row, num_samples=1, generator=generator)
+        for row, generator in zip(probabilities, generators, strict=True)
+    ]
+    return torch.cat(drawn)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raise a `NonFiniteError` for a row with NaN, with +inf, or with nothing but -inf; single -inf are fine."""
+    if not logits.amax(dim=-1).isfinite().all():  # the maximum of a row with NaN is NaN
+        cause = "its weights are damaged or its training diverged"
+        raise NonFiniteError(f"the model's logits are NaN or infinite: {cause}; sample an earlier checkpoint")
+
+
+def with_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Logits minus their maximum, divided by a temperature above 0, in float64: (B, V).
+
+    Subtracting first keeps the likeliest at 0 where 1e-30 would make it infinite.
+    """
+    logits = logits.double()
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the k largest of V logits and set the others to -inf; 0 keeps all, as does k >= V."""
+    if k == 0 or k >= logits.shape[-1]:
+        return logits
+    kept, tokens = logits.topk(k, dim=-1)
+    return torch.full_like(logits, -torch.inf).scatter(-1, tokens, kept)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the fewest tokens that together have probability p, the likeliest first [Holtzman 2020, 3.1].
+
+    Example: probabilities 0.5, 0.3, 0.2 and p = 0.6 keep the first two. The likeliest token always stays.
+    """
+    if p >= 1.0:
+        return logits
+    candidates = int((logits > -torch.inf).sum(dim=-1).max())  # sorting what top-k left is cheaper than sorting V
+    ordered, tokens = logits.topk(candidates, dim=-1)
+    probabilities = ordered.softmax(dim=-1)
+    likelier = probabilities.cumsum(dim=-1) - probabilities  # what the tokens before this one have together
+    kept = ordered.masked_fill(likelier >= p, -torch.inf)
+    return torch.full_like(logits, -torch.inf).scatter(-1, tokens, kept)
+
+
+def sample_generator(seed: int, sample: int) -> torch.Generator:
+    """The random numbers of one sample: they depend on the seed and its index, not on how many samples are drawn."""
+    digest = hashlib.sha256(f"{seed} {sample}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

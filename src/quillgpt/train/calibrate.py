@@ -1,0 +1,75 @@
+"""How many steps fit into some minutes: a short measurement on a throw-away copy."""
+
+import copy
+import time
+from dataclasses import replace
+
+import torch
+
+from quillgpt.config import RunConfig
+from quillgpt.evaluate.held_out_loss import evaluate_held_out
+from quillgpt.model.gpt import GPT
+from quillgpt.optim import build_optimizer
+from quillgpt.train.open_data import Data
+from quillgpt.train.resolve import DTYPES, Choices
+from quillgpt.train.update import Wrapped, gradients, wrap
+
+WARMUP_STEPS = 2
+MEASURE_SECONDS = 4.0
+
+
+def steps_for_minutes(config: RunConfig, choices: Choices, model: GPT, data: Data) -> int:
+    """Steps after which training, with its evaluations, has taken about `minutes` here; at least 1.
+
+    Model and optimizer are copies, the tokens are drawn for it, and torch's random state is put back.
+    """
+    with torch.random.fork_rng(enabled=True):
+        seconds_per_step = _step_seconds(config, choices, model)
+        seconds_per_evaluation = _evaluation_seconds(choices, model, data)
+    budget = 60.0 * config.train.minutes - seconds_per_evaluation  # the last evaluation is always made
+    every = config.train.eval_every
+    cost = seconds_per_step + (seconds_per_evaluation / every if every else 0.0)
+    return max(1, int(budget / cost))
+
+
+def _step_seconds(config: RunConfig, choices: Choices, model: GPT) -> float:
+    trial = copy.deepcopy(model)
+    optimizer = build_optimizer(trial, config.optim)
+    wrapped: Wrapped = wrap(trial, choices)
+    own_rows = max(1, choices.rows // choices.world_size)
+    shape = (own_rows, trial.config.context_length + 1)
+    tokens = torch.randint(trial.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    steps, started = -WARMUP_STEPS, 0.0
+    while steps <= 0 or time.perf_counter() - started < MEASURE_SECONDS:
+        if steps == 0:
+            started = time.perf_counter()
+        gradients(
+            wrapped,
+            tokens[:, :-1],
+            tokens[:, 1:],
+            choices=choices,
+            target_count=tokens[:, 1:].numel(),
+            seed=0,
+            step=0,
+            rank=0,
+        ).item()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        steps += 1
+    return (time.perf_counter() - started) / steps
+
+
+def _evaluation_seconds(choices: Choices, model: GPT, data: Data) -> float:
+    """Time of a whole evaluation, from a part of it."""
+    whole = data.held_out.target_count
+    part = min(whole, max(1, 4 * choices.batch_size) * data.held_out.context_length)
+    started = time.perf_counter()
+    evaluate_held_out(
+        model,
+        replace(data.held_out, max_tokens=part),
+        data.bytes_per_token,
+        batch_size=choices.batch_size,
+        device=choices.device,
+        dtype=DTYPES[choices.dtype],
+    )
+    return (time.perf_counter() - started) * whole / part

@@ -1,0 +1,181 @@
+"""One training run, straight down: settings, data, model, steps, checkpoints."""
+
+import contextlib
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGINT
+
+import torch
+
+from quillgpt import checkpoint
+from quillgpt.config import RunConfig
+from quillgpt.data.held_out import IGNORED_TARGET
+from quillgpt.distributed import Ranks, joined, ranks_from_environment, total
+from quillgpt.errors import Interrupted, Stopped
+from quillgpt.evaluate.held_out_loss import HeldOutLoss, device_for_sums, evaluate_held_out
+from quillgpt.hardware import detect
+from quillgpt.optim import state_tensors
+from quillgpt.optim.schedules import learning_rate
+from quillgpt.run_dir import RunDirectory, config_toml
+from quillgpt.train.guard import Guard
+from quillgpt.train.metrics import Metrics
+from quillgpt.train.progress import Quiet, Screen
+from quillgpt.train.resolve import DTYPES, resolve
+from quillgpt.train.setup import Parts, opened_run, set_up
+from quillgpt.train.signals import stop_requests
+from quillgpt.train.update import apply_update, gradients
+from quillgpt.train.write_samples import write_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended: its directory, the steps done, and the held-out loss of its weights."""
+
+    run: Path
+    step: int
+    held_out: HeldOutLoss
+
+
+def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
+    """Train by the settings, or continue the run that is in `train.out`; return how it ended.
+
+    Prepares missing data. A signal or Ctrl-C ends the run at a step boundary, saved, and raises `Stopped` or
+    `Interrupted`; the same call continues it, on a CPU bit for bit.
+    """
+    ranks = ranks_from_environment()
+    screen = screen if screen is not None and ranks.is_first else Quiet()
+    settings = config.train
+    with contextlib.ExitStack() as stack:
+        choices, reasons = resolve(config, detect(), ranks)
+        stack.enter_context(joined(ranks, backend=choices.dist_backend, timeout_seconds=settings.dist_timeout_seconds))
+        run = stack.enter_context(opened_run(settings.out, ranks))
+        parts = set_up(run, config, choices, ranks, screen.say)
+        model, optimizer, position, choices = parts.model, parts.optimizer, parts.position, parts.choices
+        if settings.eval_only or position.step >= position.steps:
+            return _already_done(run, parts, ranks, screen, eval_only=settings.eval_only)
+        metrics = stack.enter_context(
+            Metrics(run, config, model.config, choices, position, is_first=ranks.is_first, say=screen.say)
+        )
+        stack.enter_context(screen.training(run.path, model.config, choices, reasons, position))
+        request = stack.enter_context(stop_requests())
+        guard = Guard(position.non_finite_in_a_row)
+        held_out: HeldOutLoss | None = None
+
+        while position.step < position.steps:
+            step, started = position.step, time.perf_counter()
+            inputs, targets = parts.loader.batch(step, ranks.rank, ranks.world_size)
+            target_count = _count(targets, ranks, choices.device)
+            loss_sum = gradients(
+                parts.wrapped,
+                inputs,
+                targets,
+                choices=choices,
+                target_count=target_count,
+                seed=settings.seed,
+                step=step,
+                rank=ranks.rank,
+            )
+            loss, stop, interrupt = _agree(loss_sum, request.signal, ranks, choices.device)
+            loss /= target_count
+            lr = learning_rate(step, position.steps, config.optim)
+            norm, applied = apply_update(
+                parts.wrapped, optimizer, guard, loss=loss, lr=lr, gradient_clip=config.optim.gradient_clip
+            )
+            if not applied and guard.in_a_row:
+                where = parts.schedule.position(step)
+                refusal = guard.message(step=step, position=where, tokens=target_count, loss=loss, gradient_norm=norm)
+                screen.say(refusal)
+                guard.stop_if_hopeless(refusal)
+            position.step += 1
+            position.tokens += target_count
+            position.elapsed_seconds += time.perf_counter() - started
+
+            is_last = position.step == position.steps
+            held_out, is_best = None, False
+            if every(position.step, settings.eval_every) or is_last:
+                held_out = _evaluate(parts, ranks)
+                is_best = position.best_loss is None or held_out.loss < position.best_loss
+                if is_best:
+                    position.best_loss, position.best_step = held_out.loss, position.step
+            line = metrics.line(position, loss=loss, lr=lr, norm=norm, applied=applied, held_out=held_out)
+            if held_out is not None or every(position.step, settings.log_every):
+                metrics.write(line)
+            screen.step(line)
+            if ranks.is_first and every(position.step, settings.sample_every):
+                write_samples(run, model, parts.data.tokenizer, position.step, settings.seed)
+            if ranks.is_first and (stop or is_last or every(position.step, settings.save_every) or is_best):
+                position.non_finite_in_a_row = guard.in_a_row
+                _save(run, config, parts, held_out)
+            if stop and not is_last:
+                _leave(run, position.step, interrupted=interrupt)
+        assert held_out is not None
+        return Outcome(run=run.path, step=position.step, held_out=held_out)
+
+
+def every(step: int, interval: int) -> bool:
+    """Whether something that happens every `interval` steps happens now; 0 is never."""
+    return interval > 0 and step % interval == 0
+
+
+def _count(targets: torch.Tensor, ranks: Ranks, device: str) -> int:
+    """Targets that count, over all ranks."""
+    return int(total((targets != IGNORED_TARGET).sum().to(device), ranks).item())
+
+
+def _agree(loss_sum: torch.Tensor, signal: int, ranks: Ranks, device: str) -> tuple[float, bool, bool]:
+    """The loss summed over all ranks, whether any rank was asked to stop, and whether by Ctrl-C.
+
+    Reading the loss waits for the device, so that the time around it is the whole step's.
+    """
+    flags = torch.tensor([0.0, signal != 0, signal == SIGINT], dtype=torch.float64)
+    flags[0] = loss_sum.item()
+    values = total(flags.to(device_for_sums(device)), ranks).tolist()
+    return values[0], values[1] > 0, values[2] > 0
+
+
+def _evaluate(parts: Parts, ranks: Ranks) -> HeldOutLoss:
+    return evaluate_held_out(
+        parts.model,
+        parts.data.held_out,
+        parts.data.bytes_per_token,
+        batch_size=parts.choices.batch_size,
+        device=parts.choices.device,
+        dtype=DTYPES[parts.choices.dtype],
+        ranks=ranks,
+    )
+
+
+def _already_done(run: RunDirectory, parts: Parts, ranks: Ranks, screen: Screen, *, eval_only: bool) -> Outcome:
+    """Evaluate and return, for a run that has no steps left or was only to be evaluated."""
+    position = parts.position
+    if not eval_only:
+        screen.say(f"{run.path} is finished: {position.step:,} of {position.steps:,} steps; raise --steps to go on")
+    held_out = _evaluate(parts, ranks)
+    return Outcome(run=run.path, step=position.step, held_out=held_out)
+
+
+def _save(run: RunDirectory, config: RunConfig, parts: Parts, held_out: HeldOutLoss | None) -> None:
+    """Commit a checkpoint of where the run stands now, and delete those not to keep."""
+    scaler = parts.wrapped.scaler
+    parts.position.scaler = scaler.state_dict() if scaler is not None else {}
+    checkpoint.save(
+        run,
+        step=parts.position.step,
+        model=parts.model,
+        optimizer_state=state_tensors(parts.optimizer, parts.model),
+        state=dataclasses.asdict(parts.position),
+        resolved=dataclasses.asdict(parts.choices),
+        config_toml=config_toml(config),
+        tokenizer=parts.data.tokenizer,
+        data_fingerprint=parts.data.train.fingerprint,
+        held_out_loss=held_out.loss if held_out is not None else None,
+    )
+    checkpoint.prune(run, keep_last=config.train.keep_last)
+
+
+def _leave(run: RunDirectory, step: int, *, interrupted: bool) -> None:
+    """End the run after its save, by the error whose exit code says why."""
+    message = f"stopped after step {step:,}, saved in {run.path}; run the same command again to continue"
+    raise Interrupted(message) if interrupted else Stopped(message)

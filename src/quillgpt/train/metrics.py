@@ -1,0 +1,108 @@
+"""metrics.jsonl: one line a logged step, and the same numbers for a tracker."""
+
+import math
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from quillgpt.config import ModelConfig, RunConfig, flatten
+from quillgpt.evaluate.held_out_loss import HeldOutLoss
+from quillgpt.hardware import peak_flops, peak_memory_bytes
+from quillgpt.model.sizes import flops_per_token
+from quillgpt.run_dir import RunDirectory, append_metrics
+from quillgpt.train.resolve import Choices
+from quillgpt.train.resume import Position
+from quillgpt.train.track import NoTracker, start_tracker
+
+Line = dict[str, Any]
+
+
+class Metrics:
+    """Makes the line of each step, and writes those that are logged; ranks other than the first write nothing."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        config: RunConfig,
+        model: ModelConfig,
+        choices: Choices,
+        position: Position,
+        *,
+        is_first: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self._path = run.metrics
+        self._device = torch.device(choices.device)
+        self._flops_per_token = flops_per_token(model)
+        self._peak_flops = peak_flops(self._device, choices.dtype)
+        self._world_size = choices.world_size
+        self._is_first = is_first
+        self._say = say
+        self._lost_line = False
+        self._last_seconds, self._last_tokens = position.elapsed_seconds, position.tokens
+        self._tracker = NoTracker()
+        if is_first:
+            name = run.path.name if config.train.track_name == "auto" else config.train.track_name
+            self._tracker = start_tracker(
+                config.train.track,
+                project=config.train.track_project,
+                name=name,
+                settings=flatten(config),
+                directory=run.path,
+            )
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._tracker.finish()
+
+    def line(
+        self, position: Position, *, loss: float, lr: float, norm: float, applied: bool, held_out: HeldOutLoss | None
+    ) -> Line:
+        """The numbers of the step just done. Loss is nats per token; tokens_per_second is of training alone."""
+        line: Line = {
+            "step": position.step,
+            "tokens": position.tokens,
+            "loss": loss,
+            "lr": lr,
+            "gradient_norm": norm,
+            **self._speed(position),
+            "memory_bytes": peak_memory_bytes(self._device),
+            "elapsed_seconds": position.elapsed_seconds,
+        }
+        if not applied:
+            line["skipped"] = True
+        if held_out is not None:
+            line |= {
+                "held_out_loss": held_out.loss,
+                "held_out_standard_error": held_out.standard_error,
+                "held_out_bits_per_byte": held_out.bits_per_byte,
+            }
+        return line
+
+    def write(self, line: Line) -> None:
+        """Append the line and send it to the tracker. A full disk loses the line, is said once, and stops nothing."""
+        self._last_seconds, self._last_tokens = line["elapsed_seconds"], line["tokens"]
+        if not self._is_first:
+            return
+        if not append_metrics(self._path, line) and not self._lost_line:
+            self._lost_line = True
+            self._say(f"{self._path}: cannot be written (disk full?); training goes on without its lines")
+        numbers = {
+            name: float(value)
+            for name, value in line.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+        self._tracker.log(line["step"], numbers)
+
+    def _speed(self, position: Position) -> Line:
+        """Tokens per second since the last written line, and the share of the card's peak; None where unknown."""
+        seconds = position.elapsed_seconds - self._last_seconds
+        rate = (position.tokens - self._last_tokens) / seconds if seconds > 0 else 0.0
+        peak = self._peak_flops * self._world_size
+        return {"tokens_per_second": round(rate, 1), "mfu": rate * self._flops_per_token / peak if peak else None}

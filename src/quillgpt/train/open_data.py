@@ -1,0 +1,92 @@
+"""The data of a run: prepared where it is missing, opened, and checked against the model's tokenizer."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from quillgpt import checkpoint
+from quillgpt.config import DataConfig, RunConfig
+from quillgpt.data import load_data_tokenizer
+from quillgpt.data.held_out import HeldOutWindows
+from quillgpt.data.prepare import prepare
+from quillgpt.data.token_dataset import TokenDataset
+from quillgpt.distributed import Ranks, first_goes_first
+from quillgpt.errors import ConfigError
+from quillgpt.tokenizer import Tokenizer, bytes_per_token
+
+DATA = Path("data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Training tokens, held-out windows, and the tokenizer that made them."""
+
+    directory: Path
+    train: TokenDataset
+    held_out: HeldOutWindows
+    tokenizer: Tokenizer
+    bytes_per_token: np.ndarray
+
+
+def open_data(config: RunConfig, ranks: Ranks, say: Callable[[str], None]) -> Data:
+    """Open the run's data; rank 0 first prepares what is missing and says where."""
+    settings = data_settings(config)
+    directory = data_directory(settings, config.model.vocab_size)
+    with first_goes_first(ranks):
+        if ranks.is_first and not (directory / "manifest.json").is_file():
+            if settings.data != "auto":
+                raise ConfigError(
+                    f"{directory}: no prepared data there; `quill prepare ... --out {directory}` makes it"
+                )
+            say(f"preparing {settings.source} in {directory}/ (once; later runs reuse it)")
+            prepare(settings, vocab_size=config.model.vocab_size, out=directory)
+        train = TokenDataset.open(directory, "train")
+    tokenizer = load_data_tokenizer(directory)
+    if config.train.init != "scratch":
+        train.check_tokenizer(checkpoint.find(config.train.init).manifest["tokenizer"])
+    return Data(
+        directory=directory,
+        train=train,
+        held_out=HeldOutWindows(
+            TokenDataset.open(directory, "val"), config.model.context_length, evaluation_tokens(config)
+        ),
+        tokenizer=tokenizer,
+        bytes_per_token=bytes_per_token(tokenizer),
+    )
+
+
+def data_settings(config: RunConfig) -> DataConfig:
+    """The data settings, with the tokenizer of the run to start from where there is one."""
+    if config.train.init == "scratch":
+        return config.data
+    return replace(config.data, tokenizer=str(checkpoint.find(config.train.init).path / checkpoint.TOKENIZER))
+
+
+def data_directory(settings: DataConfig, vocab_size: int) -> Path:
+    """Where prepared data is: as asked, or data/ with a name that tells apart what makes it different."""
+    if settings.data != "auto":
+        return Path(settings.data)
+    tokenizer = settings.tokenizer
+    details = [settings.path, settings.text_field, settings.errors, settings.documents]
+    if settings.source == "fineweb-edu":
+        details.append(settings.subset)
+    if "/" in tokenizer or tokenizer.endswith(".json"):
+        details.append(str(Path(tokenizer).resolve()))
+        tokenizer = "custom"
+    if tokenizer == "bpe":
+        tokenizer = f"bpe{vocab_size}"
+    name = f"{settings.source}-{tokenizer}"
+    if details[:4] != ["", "text", "strict", 0] or len(details) > 4:
+        name += "-" + hashlib.sha256(repr(details).encode()).hexdigest()[:8]
+    return DATA / name
+
+
+def evaluation_tokens(config: RunConfig) -> int:
+    """Most held-out tokens of an evaluation; nanoGPT's unit of batches is turned into tokens."""
+    train = config.train
+    if train.eval_iters:
+        return train.eval_iters * max(1, train.batch_size) * config.model.context_length
+    return train.eval_tokens

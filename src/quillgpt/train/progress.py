@@ -1,0 +1,173 @@
+"""The training screen: a calm live view in a terminal, plain lines elsewhere, nothing where nobody looks."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from quillgpt.config import ModelConfig
+from quillgpt.model.sizes import parameter_count
+from quillgpt.train.curve import curve
+from quillgpt.train.resolve import Choices
+from quillgpt.train.resume import Position
+
+CURVE_WIDTH, CURVE_HEIGHT = 60, 5
+PLAIN_LINES = 20  # about so many lines tell a run where there is no terminal
+
+
+class Screen(Protocol):
+    """What the loop tells whoever looks on."""
+
+    def say(self, text: str) -> None:
+        """Show one line that stays."""
+        ...
+
+    def training(
+        self, run: Path, model: ModelConfig, choices: Choices, reasons: Mapping[str, str], position: Position
+    ) -> contextlib.AbstractContextManager[None]:
+        """Show what begins, and be ready for its steps until the block ends."""
+        ...
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        """Show the numbers of a step."""
+        ...
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def say(self, text: str) -> None:
+        """Do nothing."""
+
+    @contextlib.contextmanager
+    def training(
+        self, run: Path, model: ModelConfig, choices: Choices, reasons: Mapping[str, str], position: Position
+    ) -> Iterator[None]:
+        """Do nothing."""
+        yield
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+
+class Terminal:
+    """The screen of `quill train`: choices with their reasons, then a live view, or plain lines when piped."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._losses: list[float] = []
+        self._held_out: Mapping[str, Any] = {}
+        self._best: float = math.inf
+        self._first_step = self._last_step = 0
+
+    def say(self, text: str) -> None:
+        """Show one line that stays, above the live view."""
+        self._console.print(Text(text, style="dim"), soft_wrap=True)
+
+    @contextlib.contextmanager
+    def training(
+        self, run: Path, model: ModelConfig, choices: Choices, reasons: Mapping[str, str], position: Position
+    ) -> Iterator[None]:
+        """Print the choices; hold the live view for the length of the block, and leave its last state standing."""
+        self._console.print(choices_table(run, model, choices, reasons, position))
+        self._first_step, self._last_step = position.step, position.steps
+        if position.best_loss is not None:
+            self._best = position.best_loss
+        if not self._console.is_terminal:
+            yield
+            return
+        with Live(console=self._console, refresh_per_second=4) as self._live:
+            yield
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        """Take in the numbers of a step; redraw the live view, or print a plain line now and then."""
+        self._losses.append(line["loss"])
+        if "held_out_loss" in line:
+            self._held_out = line
+            self._best = min(self._best, line["held_out_loss"])
+        if self._live is not None:
+            self._live.update(self._view(line))
+        elif "held_out_loss" in line or line["step"] % max(1, self._last_step // PLAIN_LINES) == 0:
+            self._console.print(self._plain(line), soft_wrap=True, highlight=False)
+
+    def _seconds_left(self, line: Mapping[str, Any]) -> float:
+        per_token = line["tokens_per_second"]
+        tokens_per_step = line["tokens"] / line["step"]
+        return (self._last_step - line["step"]) * tokens_per_step / per_token if per_token else 0.0
+
+    def _plain(self, line: Mapping[str, Any]) -> str:
+        text = f"step {line['step']:>7,}/{self._last_step:,}  loss {line['loss']:.4f}  lr {line['lr']:.2e}"
+        text += f"  {line['tokens_per_second']:>9,.0f} tokens/s  left {clock(self._seconds_left(line))}"
+        if "held_out_loss" in line:
+            text += f"  held out {line['held_out_loss']:.4f} ({line['held_out_bits_per_byte']:.3f} bits/byte)"
+        return text
+
+    def _view(self, line: Mapping[str, Any]) -> RenderableType:
+        recent = self._losses[-20:]
+        top = Table.grid(padding=(0, 2), expand=False)
+        top.add_row(
+            Text(f"step {line['step']:,} of {self._last_step:,}", style="bold"),
+            ProgressBar(total=self._last_step, completed=line["step"], width=30),
+            Text(f"{clock(line['elapsed_seconds'])} gone, {clock(self._seconds_left(line))} left"),
+        )
+        figures = Table.grid(padding=(0, 3), expand=False)
+        figures.add_row(
+            "loss",
+            Text(f"{sum(recent) / len(recent):.3f}", style="bold"),
+            "tokens/s",
+            f"{line['tokens_per_second']:,.0f}",
+        )
+        held_out = "not yet"
+        if self._held_out:
+            result = self._held_out
+            bits_per_byte = f"{result['held_out_bits_per_byte']:.3f} bits/byte"
+            held_out = f"{result['held_out_loss']:.3f}  ({bits_per_byte}, step {result['step']:,})"
+        figures.add_row("held out", Text(held_out, style="bold"), "memory", f"{line['memory_bytes'] / 1e9:.2f} GB")
+        mfu = f"{line['mfu']:.1%}" if line["mfu"] is not None else "n/a"
+        figures.add_row("gradient", f"{line['gradient_norm']:.2f}", "rate", f"{line['lr']:.2e}   MFU {mfu}")
+        shape = curve(self._losses, width=CURVE_WIDTH, height=CURVE_HEIGHT)
+        return Group(top, figures, Text("\n".join(shape), style="cyan"))
+
+
+def choices_table(
+    run: Path, model: ModelConfig, choices: Choices, reasons: Mapping[str, str], position: Position
+) -> RenderableType:
+    """What was decided for this run and why, one line each."""
+    table = Table.grid(padding=(0, 2))
+    accumulation = -(-choices.rows // (choices.batch_size * choices.world_size))
+    rows = [
+        ("run", str(run), f"from step {position.step:,}" if position.step else "new"),
+        (
+            "model",
+            f"{parameter_count(model):,} parameters",
+            f"{model.n_layer} layers, {model.n_embd} wide, {model.attention} attention, {model.vocab_size:,} tokens",
+        ),
+        (
+            "batch",
+            f"{choices.rows * model.context_length:,} tokens",
+            f"{choices.rows} x {model.context_length}, as micro-batches of {choices.batch_size}, {accumulation} a step"
+            f" on {choices.world_size} rank(s) ({reasons['batch_size']})",
+        ),
+        ("device", choices.device, reasons["device"]),
+        ("dtype", choices.dtype, reasons["dtype"]),
+        ("threads", str(choices.threads), reasons["threads"]),
+        ("compile", "on" if choices.compile else "off", reasons["compile"]),
+    ]
+    for name, value, reason in rows:
+        table.add_row(Text(name, style="dim"), value, Text(reason, style="dim"))
+    return table
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

@@ -1,0 +1,157 @@
+"""Choices made once, each with its reason: device, dtype, threads, compile, micro-batch.
+
+`auto` in a recipe becomes a value here; the screen shows it with its reason, the checkpoint keeps it, and a resumed run
+takes it from there, because each of these choices changes the bits of a result.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from quillgpt.config import ModelConfig, RunConfig, TrainConfig
+from quillgpt.distributed import Ranks
+from quillgpt.errors import ConfigError
+from quillgpt.hardware import Machine
+from quillgpt.model.sizes import parameter_count
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MEMORY_SHARE = 0.8  # of the free memory, for the estimate to fill
+LARGEST_AUTO_BATCH = 32
+LOSS_CHUNK_ELEMENTS = 1 << 26  # logits that exist at one time: 256 MiB in fp32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What a run computes with. `rows` are sequences in a global step, `batch_size` those of one micro-batch."""
+
+    device: str
+    dtype: str
+    threads: int
+    compile: bool
+    compile_backend: str
+    matmul_precision: str
+    dist_backend: str
+    rows: int
+    batch_size: int
+    world_size: int
+
+
+def resolve(config: RunConfig, machine: Machine, ranks: Ranks) -> tuple[Choices, dict[str, str]]:
+    """The choices for this run on this machine, and for each its reason in a few words."""
+    train = config.train
+    device, device_reason = choose_device(train.device, machine, ranks)
+    kind = device.partition(":")[0]
+    dtype, dtype_reason = choose_dtype(train.dtype, kind, machine)
+    threads, threads_reason = choose_threads(train.threads, machine, ranks)
+    compiled, compile_reason = choose_compile(train.compile, kind, machine)
+    batch_size, batch_reason = choose_batch_size(config, kind, dtype, machine, ranks)
+    rows = global_rows(train, config.model, batch_size)
+    if rows < ranks.world_size:
+        raise ConfigError(f"a step has {rows} sequences for {ranks.world_size} ranks; expected at least one each")
+    batch_size = min(batch_size, -(-rows // ranks.world_size))
+    backend = {"cuda": "nccl"}.get(kind, "gloo") if train.dist_backend == "auto" else train.dist_backend
+    choices = Choices(
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        compile=compiled,
+        compile_backend=train.compile_backend,
+        matmul_precision=train.float32_matmul_precision,
+        dist_backend=backend,
+        rows=rows,
+        batch_size=batch_size,
+        world_size=ranks.world_size,
+    )
+    reasons = {
+        "device": device_reason,
+        "dtype": dtype_reason,
+        "threads": threads_reason,
+        "compile": compile_reason,
+        "batch_size": batch_reason,
+    }
+    return choices, reasons
+
+
+def choose_device(asked: str, machine: Machine, ranks: Ranks) -> tuple[str, str]:
+    """CUDA where there is a card, else MPS, else CPU; with several ranks each takes its own card."""
+    if asked == "auto":
+        if machine.cuda_devices:
+            return f"cuda:{ranks.local_rank % machine.cuda_devices}", machine.name
+        return ("mps", "Apple GPU found") if machine.mps else ("cpu", f"no GPU found; {machine.name}")
+    kind, _, index = asked.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise ConfigError(f"device = {asked!r} does not exist; choose one of: auto, cpu, cuda, cuda:N, mps")
+    if kind == "mps" and not machine.mps:
+        raise ConfigError("device = mps: this machine has no Apple GPU that torch can use; use --device auto or cpu")
+    if kind == "cuda":
+        number = int(index) if index else ranks.local_rank
+        if number >= machine.cuda_devices:
+            have = f"{machine.cuda_devices} CUDA device(s)"
+            raise ConfigError(f"device = {asked}: torch sees {have}; use --device auto, or install torch with CUDA")
+        return f"cuda:{number}", f"asked; {machine.name}"
+    return kind, "asked"
+
+
+def choose_dtype(asked: str, kind: str, machine: Machine) -> tuple[str, str]:
+    """bf16 where the hardware multiplies it, fp16 with a scaler on older CUDA cards, fp32 elsewhere."""
+    if asked == "fp16" and kind == "cpu":
+        return "fp32", "fp16 is not trained on a CPU, so fp32"
+    if asked != "auto":
+        return asked, "asked"
+    if kind == "cuda":
+        return ("bf16", "the card has it") if machine.cuda_bf16 else ("fp16", "the card has no bf16; with loss scaling")
+    if kind == "mps":
+        return "fp32", "the safe choice on MPS"
+    return ("bf16", "the CPU has AVX512-BF16 or AMX") if machine.cpu_bf16 else ("fp32", "the CPU has no bf16 products")
+
+
+def choose_threads(asked: int, machine: Machine, ranks: Ranks) -> tuple[int, str]:
+    """One thread for each core, shared among the ranks of this machine."""
+    if asked:
+        return asked, "asked"
+    share = max(1, machine.cores // ranks.local_world_size)
+    return share, f"{machine.cores} cores" + (f" / {ranks.local_world_size} ranks here" if ranks.is_parallel else "")
+
+
+def choose_compile(asked: str, kind: str, machine: Machine) -> tuple[bool, str]:
+    """On for CUDA; off elsewhere, where a minute of compiling has to be earned back first."""
+    if asked != "auto":
+        return asked == "on", "asked"
+    if kind == "cuda":
+        return True, "pays on CUDA"
+    if kind == "cpu" and machine.compiler:
+        return False, "off on a CPU unless asked: it takes a minute; --compile pays in runs of half an hour"
+    return False, "no C++ compiler here" if kind == "cpu" else "not dependable on MPS"
+
+
+def choose_batch_size(config: RunConfig, kind: str, dtype: str, machine: Machine, ranks: Ranks) -> tuple[int, str]:
+    """As asked, or the largest power of two up to 32 whose estimated memory fits."""
+    if config.train.batch_size:
+        return config.train.batch_size, "asked"
+    per_machine = ranks.local_world_size if kind != "cuda" else 1
+    room = MEMORY_SHARE * (machine.device_memory_bytes if kind == "cuda" else machine.cpu_memory_bytes) / per_machine
+    size = LARGEST_AUTO_BATCH
+    while size > 1 and estimated_memory_bytes(config.model, size, dtype) > room:
+        size //= 2
+    return size, f"estimated {estimated_memory_bytes(config.model, size, dtype) / 1e9:.1f} of {room / 1e9:.1f} GB"
+
+
+def global_rows(train: TrainConfig, model: ModelConfig, batch_size: int) -> int:
+    """Sequences in one step over all ranks."""
+    if train.batch_tokens:
+        return train.batch_tokens // model.context_length
+    return batch_size * max(1, train.gradient_accumulation_steps)
+
+
+def estimated_memory_bytes(model: ModelConfig, batch_size: int, dtype: str) -> int:
+    """Weights, gradients, AdamW's two moments, the activations kept for the backward pass, and the logits at one time.
+
+    Activations: 34 bytes for each of C channels per token and layer in 16 bits, with a fused attention kernel, which
+    keeps no T x T matrix [Korthikanti 2022, section 4.1, less the attention term].
+    """
+    state = 16 * parameter_count(model)
+    value_bytes = 4 if dtype == "fp32" else 2
+    tokens = batch_size * model.context_length
+    activations = tokens * model.n_layer * model.n_embd * (17 * value_bytes + 4)
+    logits = 3 * 4 * min(tokens * model.vocab_size, LOSS_CHUNK_ELEMENTS)
+    return state + activations + logits

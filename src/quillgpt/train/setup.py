@@ -1,0 +1,195 @@
+"""Everything a run works with, made from its settings or from the checkpoint it continues."""
+
+import contextlib
+import dataclasses
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from quillgpt import checkpoint, files
+from quillgpt.checkpoint import Checkpoint
+from quillgpt.config import ModelConfig, RunConfig
+from quillgpt.data.loader import BatchLoader, BatchSchedule
+from quillgpt.distributed import Ranks, from_first
+from quillgpt.errors import CheckpointError
+from quillgpt.hardware import cpu_name
+from quillgpt.model.gpt import GPT
+from quillgpt.optim import build_optimizer, load_state_tensors
+from quillgpt.run_dir import RunDirectory, config_toml, cut_metrics
+from quillgpt.train.calibrate import steps_for_minutes
+from quillgpt.train.open_data import Data, open_data
+from quillgpt.train.resolve import Choices
+from quillgpt.train.resume import Position, check_changes, former_choices, read_position
+from quillgpt.train.update import Wrapped, wrap_or_fall_back
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the loop works with."""
+
+    choices: Choices
+    data: Data
+    model: GPT
+    optimizer: torch.optim.Optimizer
+    wrapped: Wrapped
+    loader: BatchLoader
+    schedule: BatchSchedule
+    position: Position
+
+
+@contextlib.contextmanager
+def opened_run(out: str, ranks: Ranks) -> Iterator[RunDirectory]:
+    """The run's directory, locked by rank 0 for the length of the block and free of what a killed save left."""
+    run = RunDirectory(Path(out))
+    if not ranks.is_first:
+        yield run
+        return
+    files.make_directory(run.checkpoints)
+    with files.locked(run.path):
+        files.remove_leftovers(run.checkpoints)
+        yield run
+
+
+def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks, say: Say) -> Parts:
+    """Data, model, optimizer and loader: new ones, or those of the run's newest intact checkpoint."""
+    data = open_data(config, ranks, say)
+    found = checkpoint.newest_intact(run, say)
+    if found is not None and config.train.fresh:
+        raise CheckpointError(
+            f"{run.path} already holds a run at step {found.step}; leave out --fresh, or choose --out"
+        )
+    position, choices = _begin(config, choices, found, data, say)
+    _set_up_torch(choices)
+    model = _model(config, choices, data, found, say)
+    position.steps = _steps(config, position, choices, ranks, model, data, say)
+    wrapped, choices = wrap_or_fall_back(model, choices, ranks, say)
+    optimizer = build_optimizer(model, config.optim)
+    if found is not None:
+        load_state_tensors(optimizer, model, found.tensors(checkpoint.OPTIMIZER).items())
+        if wrapped.scaler is not None and position.scaler:
+            wrapped.scaler.load_state_dict(position.scaler)
+    schedule = BatchSchedule(
+        context_length=config.model.context_length,
+        rows=position.rows,
+        changes=tuple((step, rows) for step, rows in position.row_changes),
+    )
+    loader = BatchLoader(
+        data.train, context_length=config.model.context_length, schedule=schedule, seed=config.train.seed
+    )
+    if ranks.is_first:
+        _write_records(run, config, choices, position)
+    return Parts(
+        choices=choices,
+        data=data,
+        model=model,
+        optimizer=optimizer,
+        wrapped=wrapped,
+        loader=loader,
+        schedule=schedule,
+        position=position,
+    )
+
+
+def _begin(
+    config: RunConfig, choices: Choices, found: Checkpoint | None, data: Data, say: Say
+) -> tuple[Position, Choices]:
+    """Where the run stands and what it computes with; a changed batch size begins at this step."""
+    if found is None:
+        return Position(rows=choices.rows), choices
+    say(f"continuing {found.path}")
+    changes = check_changes(found, config, data_fingerprint=data.train.fingerprint, say=say)
+    choices = former_choices(found, choices, changes, say)
+    position = read_position(found)
+    if {"steps", "minutes"} & changes.keys():
+        position.steps = 0  # to be decided again
+    rows_now = position.row_changes[-1][1] if position.row_changes else position.rows
+    if choices.rows != rows_now:
+        position.row_changes.append([position.step, choices.rows])
+    return position, choices
+
+
+def _model(config: RunConfig, choices: Choices, data: Data, found: Checkpoint | None, say: Say) -> GPT:
+    """The model with the checkpoint's weights, those of `init`, or new ones drawn from the seed."""
+    shape = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
+    source = found
+    if found is None and config.train.init != "scratch":
+        source = checkpoint.find(config.train.init)
+        say(f"starting from the weights of {source.path}")
+        _check_shape(shape, source)
+    torch.manual_seed(config.train.seed)
+    model = GPT(shape)
+    if source is not None:
+        checkpoint.load_weights(model, source)
+    return model.to(choices.device)
+
+
+def _check_shape(shape: ModelConfig, source: Checkpoint) -> None:
+    """Refuse weights of another shape, naming every setting that differs."""
+    theirs = dataclasses.asdict(ModelConfig(**source.manifest["model"]))
+    ours = dataclasses.asdict(shape)
+    differing = [f"{name} = {theirs[name]}" for name in ours if name != "dropout" and ours[name] != theirs[name]]
+    if differing:
+        raise CheckpointError(
+            f"{source.path} was trained with {', '.join(differing)}; give the same settings to start from it"
+        )
+
+
+def _steps(
+    config: RunConfig, position: Position, choices: Choices, ranks: Ranks, model: GPT, data: Data, say: Say
+) -> int:
+    """The step to train to: the checkpoint's, as asked, or as many as fit into the minutes from here."""
+    if position.steps:
+        return position.steps
+    if not config.train.minutes or config.train.eval_only:
+        return config.train.steps
+    steps = steps_for_minutes(config, choices, model, data) if ranks.is_first else 0
+    steps = position.step + from_first(steps, ranks, torch.device(choices.device))
+    say(f"{config.train.minutes:g} minutes are about {steps - position.step:,} steps here; training to step {steps:,}")
+    return steps
+
+
+def _set_up_torch(choices: Choices) -> None:
+    """The process-wide settings that change bits: threads, TF32, and on a CPU deterministic algorithms."""
+    torch.set_num_threads(choices.threads)
+    torch.set_float32_matmul_precision(choices.matmul_precision)
+    if choices.device == "cpu":
+        torch.use_deterministic_algorithms(True)
+        # Filling new memory costs time and is not what determinism needs. (A property the type checker cannot see.)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore
+
+
+def _write_records(run: RunDirectory, config: RunConfig, choices: Choices, position: Position) -> None:
+    """config.toml and environment.json, and the metrics cut back to the step the run continues from."""
+    files.write_text(run.config, config_toml(config))
+    files.write_json(
+        run.environment,
+        {
+            "command": sys.argv,
+            "commit": _commit(),
+            "quillgpt": version("quillgpt"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "system": platform.platform(),
+            "processor": cpu_name(),
+            "choices": dataclasses.asdict(choices),
+        },
+    )
+    if run.metrics.exists():
+        cut_metrics(run.metrics, position.step)
+
+
+def _commit() -> str:
+    """The commit of the code that runs, where it runs from a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,53 @@
+"""What trains: the model with its loss, as one module that torch's wrappers and compiler see whole."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from quillgpt.data.held_out import IGNORED_TARGET
+from quillgpt.model.gpt import GPT
+
+
+class TrainingStep(nn.Module):
+    """tokens, targets -> sum of the losses in nats, number of targets that count.
+
+    Only this module is compiled and wrapped: a call of `model.hidden()` beside a wrapper would skip the reduction of
+    gradients without an error. `chunk_elements` bounds the logits that exist at one time; beyond it they are computed
+    chunk by chunk and again in the backward pass, so that memory does not grow with B * T * V.
+    """
+
+    def __init__(self, model: GPT, *, chunk_elements: int) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk_tokens = max(1, chunk_elements // model.config.vocab_size)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens, targets: (B, T) int64, a target of -100 does not count. Returns two scalars."""
+        hidden = self.model.hidden(tokens).flatten(0, 1)  # (B * T, C)
+        flat = targets.flatten()
+        count = (flat != IGNORED_TARGET).sum()
+        if flat.shape[0] <= self.chunk_tokens:
+            return self._loss_sum(hidden, flat), count
+        parts = zip(hidden.split(self.chunk_tokens), flat.split(self.chunk_tokens), strict=True)
+        sums = [checkpoint(self._loss_sum, part, target, use_reentrant=False) for part, target in parts]
+        return torch.stack(sums).sum(), count
+
+    def _loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = self.model.logits(hidden).float()  # (tokens, V)
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED_TARGET, reduction="sum")
+
+
+def derived_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
+    """The seed of one forward pass; because it is computed, no random state has to be saved.
+
+    The four numbers are mixed by SplitMix64's finaliser [Steele 2014, figure 17], each after the one before.
+    """
+    mask = (1 << 64) - 1
+    mixed = seed & mask
+    for value in (step, micro_batch, rank):
+        mixed = (mixed + value + 0x9E3779B97F4A7C15) & mask
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+        mixed ^= mixed >> 31
+    return mixed >> 1  # torch takes 63 bits on every device
