@@ -34,7 +34,7 @@ class ModelConfig:
     vocab_size: int = 50257
     """number of tokens; bpe is trained to this size, the other tokenizers bring their own"""
     attention: str = "softmax"
-    """attention: softmax"""
+    """attention: softmax (fused), explicit (the same written out)"""
     mlp: str = "gelu"
     """feed-forward part of a block: gelu, relu2, swiglu"""
     norm: str = "layernorm"

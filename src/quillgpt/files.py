@@ -89,7 +89,11 @@ def atomic_file(path: Path) -> Iterator[HashedFile]:
         temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
         with written_file(temporary) as file:
             yield file
-        _replace(temporary, path)
+        try:
+            _replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         _sync_directory(path.parent)
 
 

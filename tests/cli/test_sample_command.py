@@ -135,6 +135,13 @@ def test_a_mistake_is_one_line_that_names_it_and_exit_code_2(monkeypatch, capsys
     assert named in line
 
 
+@pytest.mark.parametrize("prompt", ["\udcff", "x" * (MAX_PROMPT_BYTES + 1)], ids=["not_utf8", "too_long"])
+def test_an_impossible_prompt_is_refused_before_a_model_is_looked_for(monkeypatch, capsys, prompt):
+    code, line = one_line(quill(monkeypatch, capsys, "sample", "runs/nothing", "-p", prompt))
+    assert code == 2
+    assert "prompt" in line
+
+
 def test_an_unknown_recipe_is_one_line_with_the_nearest(monkeypatch, capsys):
     code, line = one_line(quill(monkeypatch, capsys, "sample", "--untrained", "debgu"))
     assert code == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quillgpt.config import DataConfig
-from quillgpt.data import load_data_tokenizer, shard, token_dataset
+from quillgpt.data import load_data_tokenizer, token_dataset
 from quillgpt.data.manifest import MANIFEST, TOKENIZER
 from quillgpt.data.prepare import prepare
 from quillgpt.data.shard import HEADER_BYTES, checked_tokens, open_shard, token_dtype, verify_shard, write_shard
@@ -110,15 +110,15 @@ def flip_bit(path: Path, byte: int) -> None:
 @pytest.mark.parametrize("place", [0, 8, 12, 16, 24, 32, 40, 48, 90, 120, 128, 301, -1, -8, -9])
 def test_a_flipped_bit_anywhere_in_a_small_shard_is_found_at_opening(place: int, tmp_path: Path) -> None:
     directory = prepared(tmp_path)
-    flip_bit(directory / "train-00001.bin", place)
-    with pytest.raises(DataError, match=r"train-00001.bin"):
+    flip_bit(directory / "train-00000.bin", place)
+    with pytest.raises(DataError, match=r"train-00000.bin"):
         TokenDataset.open(directory, "train")
 
 
 def test_large_data_is_opened_at_once_and_verified_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = prepared(tmp_path)
     monkeypatch.setattr(token_dataset, "VERIFY_BYTES", 0)
-    monkeypatch.setattr(shard.hashlib, "sha256", lambda *args: pytest.fail("read whole"))
+    monkeypatch.setattr(token_dataset, "verify_shard", lambda *shard: pytest.fail("read whole"))
     flip_bit(directory / "train-00000.bin", HEADER_BYTES + 3)
     dataset = TokenDataset.open(directory, "train")
     monkeypatch.undo()

@@ -100,6 +100,11 @@ def test_a_possible_stop_at_the_end_is_shown():
     assert "".join(streamed([b"one\n"], ["\n\n"])) == "one\n"
 
 
+@pytest.mark.parametrize("pieces", [[b"abcd"], [b"abc", b"d"], [b"a", b"b", b"c", b"d"]])
+def test_the_stop_string_that_is_complete_first_counts(pieces):
+    assert "".join(streamed(pieces, ["abcd", "bc"])) == "a"
+
+
 def test_text_after_a_stop_in_the_same_token_is_not_shown():
     assert streamed([b"one STOP two"], ["STOP"]) == ["one "]
 

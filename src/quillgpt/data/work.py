@@ -69,9 +69,10 @@ def chained(digest: str, piece_digest: bytes) -> str:
 
 def skip_finished(pieces: Iterable[AnyPiece], work: Work, directory: Path) -> Iterator[AnyPiece]:
     """The pieces that are in no finished shard yet, after checking that the others are still what they were."""
+    before = {split: dataclasses.replace(work.splits[split]) for split in SPLITS}  # work grows meanwhile
     seen = {split: SplitProgress() for split in SPLITS}
     for piece in pieces:
-        finished, passed = work.splits[piece.split], seen[piece.split]
+        finished, passed = before[piece.split], seen[piece.split]
         if passed.pieces == finished.pieces:
             yield piece
             continue
@@ -79,7 +80,7 @@ def skip_finished(pieces: Iterable[AnyPiece], work: Work, directory: Path) -> It
         passed.digest = chained(passed.digest, piece.digest)
         if passed.pieces == finished.pieces and passed.digest != finished.digest:
             raise _changed(directory)
-    if any(seen[split].pieces != work.splits[split].pieces for split in SPLITS):
+    if any(seen[split].pieces != before[split].pieces for split in SPLITS):
         raise _changed(directory)
 
 

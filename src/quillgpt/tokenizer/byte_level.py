@@ -22,7 +22,7 @@ from quillgpt.tokenizer.vocabulary import (
 
 # GPT-2's split: an English contraction; letters, digits or other signs, each with the space before them; white space.
 # A run of white space before a word leaves its last character to the word. `++` only saves going back.
-SPLIT = r"'(?:s|t|re|ve|m|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+SPLIT = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # Unicode's White_Space, which is `\s` in SPLIT; Python's `\s` has four control characters more.
 WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
