@@ -230,7 +230,7 @@ def test_killed_at_any_file_operation_and_run_again_it_writes_the_same_bytes(
     config = small_corpus(tmp_path)
     prepare(config, out=tmp_path / "straight", **SMALL)
     expected = digests(tmp_path / "straight")
-    assert len(expected) > 6  # several shards: there is something to continue with
+    assert len(expected) >= 6  # several shards: there is something to continue with
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     operation = 0
     code = 9

@@ -120,13 +120,15 @@ def _boolean(flag: str, value: object, kind: type) -> str:
 
 
 def _first_line(box: str) -> str:
-    """The message inside tyro's error box: its first sentence, without frame and title."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
-    message = []
-    for line in lines:
-        if not line or set(line) == {"─"}:
+    """The message inside tyro's error box: what stands between its title and its first rule."""
+    message: list[str] = []
+    for line in box.splitlines()[1:]:
+        content = line.strip("│ ")
+        is_rule = set(content) <= set("─-╰╯")  # where the output is not UTF-8 the frame is of blanks and hyphens
+        if is_rule and message:
             break
-        message.append(line)
+        if not is_rule:
+            message.append(content)
     return " ".join(message) or "these arguments cannot be understood"
 
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import tyro
 
-from quillgpt.recipes.aliases import VALUES
 from quillgpt.cli.arguments import parse
 from quillgpt.errors import ConfigError, DataError
+from quillgpt.recipes.aliases import VALUES
 from quillgpt.sample.settings import LIMITS, MAX_PROMPT_BYTES, SamplingSettings, check_prompt
 
 if TYPE_CHECKING:
@@ -81,17 +81,17 @@ def read_prompt(argument: str, standard_input: Any) -> str:
     if argument == "-":
         if standard_input is None:
             raise ConfigError("--prompt -: there is no standard input to read the prompt from")
-        return _read_text(standard_input.buffer, "the prompt on standard input")
+        return _read_text(standard_input.buffer, "--prompt - (standard input)")
     if not argument.startswith(FILE_PREFIX):
         return argument
-    path = Path(argument.removeprefix(FILE_PREFIX))
+    what = f"--prompt {argument!r}"  # repr: a name may hold a line break
     try:
-        with path.open("rb") as file:
-            return _read_text(file, f"{path}: the prompt")
+        with Path(argument.removeprefix(FILE_PREFIX)).open("rb") as file:
+            return _read_text(file, what)
     except OSError as error:
-        raise ConfigError(f"--prompt {argument}: cannot read {path}: {error.strerror}") from None
+        raise ConfigError(f"{what}: cannot be read: {error.strerror}") from None
     except ValueError as error:  # a NUL in the path
-        raise ConfigError(f"--prompt {argument!r}: cannot read it: {error}") from None
+        raise ConfigError(f"{what}: cannot be read: {error}") from None
 
 
 def visible(text: str) -> str:
@@ -169,8 +169,8 @@ def _untrained(options: SampleOptions) -> "tuple[GPT, Tokenizer]":
     """Random weights in a recipe's shape; a tokenizer that has to be trained first is replaced by bytes."""
     import torch
 
-    from quillgpt.recipes import load_recipe
     from quillgpt.model.gpt import GPT
+    from quillgpt.recipes import load_recipe
     from quillgpt.tokenizer import TOKENIZERS, load_tokenizer
 
     config = load_recipe(options.untrained)

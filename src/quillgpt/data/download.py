@@ -3,7 +3,8 @@
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,8 @@ def fetch(download: Download, target: Path) -> Path:
     """Return `target`, downloaded unless it is there with the right content; other content is never installed."""
     if target.is_file() and files.file_sha256(target) == download.sha256:
         return target
-    with files.atomic_file(target) as file:
-        for block in _blocks(download, target):
+    with files.atomic_file(target) as file, closing(_blocks(download, target)) as blocks:
+        for block in blocks:
             file.write(block)
             if file.size > download.bytes:
                 raise DataError(f"{download.url}: more than the expected {download.bytes:,} bytes; {_remedy(target)}")
@@ -39,7 +40,7 @@ def fetch(download: Download, target: Path) -> Path:
     return target
 
 
-def _blocks(download: Download, target: Path) -> Iterator[bytes]:
+def _blocks(download: Download, target: Path) -> Generator[bytes, None, None]:
     try:
         with urllib.request.urlopen(download.url, timeout=TIMEOUT_SECONDS) as response:
             while block := response.read(BLOCK_BYTES):

@@ -102,7 +102,8 @@ def _notes(tally: Tally) -> list[str]:
     notes = list(tally.notes)
     if tally.skipped:
         named = ", ".join(tally.skipped[:SKIPPED_NAMED]) + (", ..." if len(tally.skipped) > SKIPPED_NAMED else "")
-        notes.append(f"{len(tally.skipped)} files were skipped because they are not UTF-8: {named}")
+        were = "file was skipped because it is" if len(tally.skipped) == 1 else "files were skipped because they are"
+        notes.append(f"{len(tally.skipped)} {were} not UTF-8: {named}")
     if tally.replacements:
         notes.append(f"{tally.replacements:,} places that were not UTF-8 were replaced by U+FFFD")
     if tally.empty_documents:

@@ -49,7 +49,7 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
                 text.encode()
             except UnicodeEncodeError:
                 raise surrogate_error(text) from None
-        if False:
+        if LONG_RUN.search(text):
             yield from (text[start : start + PIECE_CHARACTERS] for start in range(0, len(text), PIECE_CHARACTERS))
         else:
             yield text
