@@ -10,11 +10,12 @@ import functools
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quillgpt.errors import ConfigError, nearest
+from quillgpt.errors import ConfigError, nearest, pick, shown
 
 Scalar = bool | int | float | str
 
@@ -51,13 +52,18 @@ class ModelConfig:
     """probability of dropping an activation while training"""
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd", "context_length", "vocab_size"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        _check_types(self)
+        for name, largest in _LARGEST.items():
+            _require(self, name, 1 <= getattr(self, name) <= largest, f"1 to {largest:,}")
         _require(self, "n_head", self.n_embd % self.n_head == 0, f"a divisor of n_embd = {self.n_embd}")
         if self.position == "rotary":
             even = (self.n_embd // self.n_head) % 2 == 0
             _require(self, "n_head", even, f"n_embd / n_head even for rotary positions (n_embd = {self.n_embd})")
         _require(self, "dropout", 0.0 <= self.dropout < 1.0, "at least 0 and below 1")
+
+
+_LARGEST = {"n_layer": 1_000, "n_head": 1 << 20, "n_embd": 1 << 20, "context_length": 1 << 24, "vocab_size": 1 << 32}
+"""far beyond any model, so that a slip of the keyboard is told before memory is asked for"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +88,9 @@ class DataConfig:
     """bytes that are not UTF-8: strict (stop and name the place) or replace (and count them)"""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _require(self, "documents", self.documents >= 0, "at least 0")
-        _require(self, "errors", self.errors in ("strict", "replace"), "strict or replace")
+        _require_one_of(self, "errors", ("strict", "replace"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +123,9 @@ class OptimConfig:
     """largest global gradient norm; 0: no clipping"""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for name in ("lr", "min_lr", "weight_decay", "gradient_clip", "warmup_steps", "decay_steps"):
-            _require(self, name, getattr(self, name) >= 0 and math.isfinite(getattr(self, name)), "at least 0")
+            _require(self, name, getattr(self, name) >= 0, "at least 0")
         _require(self, "min_lr", self.min_lr <= self.lr, f"at most lr = {self.lr}")
         for name in ("beta1", "beta2"):
             _require(self, name, 0.0 <= getattr(self, name) < 1.0, "at least 0 and below 1")
@@ -187,13 +195,15 @@ class TrainConfig:
     """run name for the tracker; auto: the run directory's name"""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         counts = ("steps", "batch_tokens", "batch_size", "gradient_accumulation_steps", "eval_every", "eval_iters")
-        for name in (*counts, "save_every", "sample_every", "threads", "seed", "minutes"):
+        for name in (*counts, "save_every", "sample_every", "seed"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
-        _require(self, "minutes", math.isfinite(self.minutes), "a number")
-        _require(self, "seed", self.seed < 2**63, "below 2^63")
-        for name in ("eval_tokens", "log_every", "keep_last", "dist_timeout_seconds"):
+        for name in ("eval_tokens", "log_every", "keep_last"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
+        _require(self, "minutes", 0 <= self.minutes <= 1e6, "0 to 1,000,000")
+        _require(self, "threads", 0 <= self.threads <= 1024, "0 to 1,024")
+        _require(self, "dist_timeout_seconds", 1 <= self.dist_timeout_seconds <= 10**6, "1 to 1,000,000")
         _require_one_of(self, "dtype", ("auto", "fp32", "bf16", "fp16"))
         _require_one_of(self, "compile", ("auto", "on", "off"))
         _require_one_of(self, "float32_matmul_precision", ("highest", "high", "medium"))
@@ -226,10 +236,11 @@ def meanings() -> dict[str, str]:
     """Every setting's name and its one-line meaning, read from the sentences below the fields above."""
     found = {}
     for group in GROUPS.values():
-        body = ast.parse(inspect.getsource(group)).body[0].body  # type: ignore[attr-defined]
-        for statement, sentence in itertools.pairwise(body):
-            if isinstance(statement, ast.AnnAssign) and isinstance(sentence, ast.Expr):
-                found[statement.target.id] = sentence.value.value  # type: ignore[union-attr, attr-defined]
+        statements = [node for node in ast.walk(ast.parse(inspect.getsource(group))) if isinstance(node, ast.stmt)]
+        for first, second in itertools.pairwise(statements):
+            match first, second:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(meaning))):
+                    found[name] = meaning
     return found
 
 
@@ -245,40 +256,43 @@ def flatten(config: RunConfig) -> dict[str, Scalar]:
 
 
 def updated(config: RunConfig, settings: Mapping[str, Any], *, where: str) -> RunConfig:
-    """The same run with some settings changed; an unknown name or a value of the wrong type names `where` it stood."""
-    groups: dict[str, dict[str, Scalar]] = {name: {} for name in GROUPS}
+    """The same run with some settings changed; an unknown name or an impossible value names `where` it stood."""
+    groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
     for name, value in settings.items():
         if name not in group_of():
-            raise ConfigError(
-                f"{where}: unknown setting {name!r}{nearest(name, group_of())}; `quill train --help` lists all"
-            )
-        group = group_of()[name]
-        groups[group][name] = _typed(name, value, type(getattr(getattr(config, group), name)), where)
-    changed = {name: dataclasses.replace(getattr(config, name), **values) for name, values in groups.items() if values}
-    return dataclasses.replace(config, **changed)
+            meant = nearest(name, group_of())
+            raise ConfigError(f"{where}: unknown setting {shown(name)}{meant}; `quill train --help` lists all")
+        if name == "compile" and isinstance(value, bool):
+            value = "on" if value else "off"
+        groups[group_of()[name]][name] = value
+    try:
+        changed = {name: dataclasses.replace(getattr(config, name), **new) for name, new in groups.items() if new}
+        return dataclasses.replace(config, **changed)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
-def _typed(name: str, value: Any, wanted: type, where: str) -> Scalar:
-    if name == "compile" and isinstance(value, bool):
-        return "on" if value else "off"
-    if wanted is float and type(value) is int:
-        return float(value)
-    if type(value) is not wanted or (wanted is float and math.isnan(value)):
-        raise ConfigError(f"{where}: {name} = {value!r} is not {_TYPE_NAMES[wanted]}")
-    return value
+_TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
 
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+def _check_types(config: Any) -> None:
+    """Refuse values of another type than the default's, numbers beyond 64 bits, NaN, infinity and unusable text."""
+    for setting in dataclasses.fields(config):
+        name, value, wanted = setting.name, getattr(config, setting.name), type(setting.default)
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise ConfigError(f"{name} = {shown(value)} is not {_TYPE_NAMES[wanted]}")
+        if type(value) is str:
+            _require(config, name, value != "" or name == "path", "something")
+            _require(config, name, not re.search(r"[\0\ud800-\udfff]", value), "text in UTF-8, without NUL")
+        else:
+            _require(config, name, -(2**63) <= value < 2**63 or type(value) is float, "at most 64 bits")
+            _require(config, name, math.isfinite(value), "a finite number")
 
 
 def _require(config: Any, name: str, holds: bool, expected: str) -> None:
     if not holds:
-        raise ConfigError(f"{name} = {getattr(config, name)} is not possible: expected {expected}")
+        raise ConfigError(f"{name} = {shown(getattr(config, name))} is not possible: expected {expected}")
 
 
 def _require_one_of(config: Any, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        raise ConfigError(
-            f"{name} = {value!r} does not exist{nearest(value, choices)}; choose one of: {', '.join(choices)}"
-        )
+    pick(dict.fromkeys(choices), getattr(config, name), name)

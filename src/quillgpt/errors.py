@@ -82,6 +82,8 @@ class Interrupted(QuillError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean NAME?)` for the known name closest to a misspelt one, or nothing when none is close."""
+    if len(name) > 100:  # comparing takes time, and it is no slip of the finger
+        return ""
     candidates = {entry.replace("-", "_").lower(): entry for entry in known}
     matches = difflib.get_close_matches(name.replace("-", "_").lower(), candidates, n=1, cutoff=0.5)
     return f" (did you mean {candidates[matches[0]]}?)" if matches else ""
@@ -91,4 +93,14 @@ def pick(menu: Mapping[str, T], name: str, setting: str) -> T:
     """Return the menu's entry of that name; a `ConfigError` names the setting, the nearest entry and all entries."""
     if name in menu:
         return menu[name]
-    raise ConfigError(f"{setting} = {name!r} does not exist{nearest(name, menu)}; choose one of: {', '.join(menu)}")
+    raise ConfigError(
+        f"{setting} = {shown(name)} does not exist{nearest(name, menu)}; choose one of: {', '.join(menu)}"
+    )
+
+
+def shown(value: object) -> str:
+    """A value on part of a line, whatever its size."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a number of {value.bit_length():,} bits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -47,6 +47,8 @@ def _blocks(download: Download, target: Path) -> Generator[bytes, None, None]:
                 yield block
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
         raise DataError(f"{download.url}: cannot be downloaded: {reason}; {_remedy(target)}") from None
 
 

@@ -105,7 +105,8 @@ def _notes(tally: Tally) -> list[str]:
         were = "file was skipped because it is" if len(tally.skipped) == 1 else "files were skipped because they are"
         notes.append(f"{len(tally.skipped)} {were} not UTF-8: {named}")
     if tally.replacements:
-        notes.append(f"{tally.replacements:,} places that were not UTF-8 were replaced by U+FFFD")
+        were = "place that was not UTF-8 was" if tally.replacements == 1 else "places that were not UTF-8 were"
+        notes.append(f"{tally.replacements:,} {were} replaced by U+FFFD")
     if tally.empty_documents:
         notes.append(f"{tally.empty_documents:,} documents without any text were left out")
     return notes
@@ -157,8 +158,8 @@ def _finished(out: Path, settings: dict[str, Any]) -> Manifest:
 
 
 def _other_settings(out: Path, found: dict[str, Any], asked: dict[str, Any]) -> ConfigError:
-    names = [name for name in {**found, **asked} if found.get(name) != asked.get(name)]
-    differences = "; ".join(f"{name} was {found.get(name, 'unset')!r}, now {asked.get(name, 'unset')!r}" for name in names)
+    both = {name: (found.get(name, "unset"), asked.get(name, "unset")) for name in {**found, **asked}}
+    differences = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in both.items() if old != new)
     return ConfigError(f"{out} was made with other settings: {differences}; choose another --out, or delete {out}")
 
 

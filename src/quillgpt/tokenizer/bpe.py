@@ -14,9 +14,12 @@ from quillgpt.tokenizer.vocabulary import surrogate_error
 
 SMALLEST = 257
 
+PIECE_CHARACTERS = 100_000
+"""longer documents are read in pieces, because the library gathers 256 texts before it counts them"""
+
 LONG_RUN = re.compile(r"\S{1000}|\s{1000}")
-PIECE_CHARACTERS = 1000
-"""a document with a run this long is read in pieces of this many characters: a merge takes time quadratic in a word"""
+SHORT_PIECE_CHARACTERS = 1000
+"""the length of a piece where a document has a run as long as this: a merge takes time quadratic in a word"""
 
 
 def create(texts: Iterable[str], vocab_size: int) -> ByteLevelBPE:
@@ -33,7 +36,7 @@ def create(texts: Iterable[str], vocab_size: int) -> ByteLevelBPE:
         initial_alphabet=CHARACTER_OF_BYTE,
         show_progress=False,
     )
-    learner.train_from_iterator(_pieces(texts), trainer)
+    learner.train_from_iterator(_checked_pieces(texts), trainer)
     ids = learner.get_vocab()
     if len(ids) < vocab_size - 1:
         found = f"the training text has only enough repeated pairs for {len(ids) + 1:,} tokens, not {vocab_size:,}"
@@ -42,17 +45,29 @@ def create(texts: Iterable[str], vocab_size: int) -> ByteLevelBPE:
     return ByteLevelBPE([*tokens, b""], end_of_text=len(tokens))
 
 
-def _pieces(texts: Iterable[str]) -> Iterator[str]:
+def _checked_pieces(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise surrogate_error(text) from None
-        if LONG_RUN.search(text):
-            yield from (text[start : start + PIECE_CHARACTERS] for start in range(0, len(text), PIECE_CHARACTERS))
-        else:
-            yield text
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise surrogate_error(text) from None
+        yield from pieces(text, SHORT_PIECE_CHARACTERS if LONG_RUN.search(text) else PIECE_CHARACTERS)
+
+
+def pieces(text: str, most: int) -> Iterator[str]:
+    """Cut a text into pieces of at most so many characters: before a word with its space where there is one.
+
+    The split cuts there too, so that the pieces teach the same as the whole.
+    """
+    start = 0
+    while len(text) - start > most:
+        end = text.rfind(" ", start + 1, start + most)
+        while end > start and text[end + 1].isspace():
+            end = text.rfind(" ", start + 1, end)
+        end = end if end > start else start + most
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 BPE = TokenizerKind(meaning="byte-level BPE trained on the source, of vocab_size tokens", learns=True, create=create)

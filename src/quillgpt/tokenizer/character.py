@@ -70,7 +70,7 @@ class CharacterTokenizer:
         is_first = (content & 0xC0) != 0x80
         tokens = tokens[np.cumsum(is_first) - 1]
         is_unknown = tokens == UNKNOWN
-        return np.where(is_unknown, self._token_of_byte[content], tokens)[is_first]
+        return np.where(is_unknown, self._token_of_byte[content], tokens)[is_first | is_unknown]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of the tokens; U+FFFD where bytes are not UTF-8."""

@@ -114,13 +114,13 @@ def choose_threads(asked: int, machine: Machine, ranks: Ranks) -> tuple[int, str
 
 
 def choose_compile(asked: str, kind: str, machine: Machine) -> tuple[bool, str]:
-    """On for CUDA; off elsewhere, where a minute of compiling has to be earned back first."""
+    """On for CUDA; off elsewhere, where the time to compile has to be earned back first."""
     if asked != "auto":
         return asked == "on", "asked"
     if kind == "cuda":
         return True, "pays on CUDA"
     if kind == "cpu" and machine.compiler:
-        return False, "off on a CPU unless asked: it takes a minute; --compile pays in runs of half an hour"
+        return False, "on a CPU only when asked, with --compile"
     return False, "no C++ compiler here" if kind == "cpu" else "not dependable on MPS"
 
 

@@ -43,18 +43,25 @@ class Jsonl:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON: {error}; mend or remove the line") from None
         if not isinstance(record, dict):
-            raise DataError(
-                f"{where}: a JSON {type(record).__name__}, expected an object with the field {self.field!r}"
-            )
+            raise DataError(f"{where}: {_kind(record)}, expected an object with the field {self.field!r}")
         if self.field not in record:
             has = f"{nearest(self.field, record)}; it has {', '.join(record) or 'none'}"
             raise DataError(f"{where}: no field {self.field!r}{has}; choose one with --text-field")
         if not isinstance(record[self.field], str):
-            kind = type(record[self.field]).__name__
-            raise DataError(
-                f"{where}: the field {self.field!r} is a {kind}, expected a string; mend or remove the line"
-            )
+            is_kind = f"{where}: the field {self.field!r} is {_kind(record[self.field])}"
+            raise DataError(f"{is_kind}, expected a string; mend or remove the line")
         return record[self.field]
+
+
+def _kind(value: object) -> str:
+    kinds: dict[type, str] = {
+        list: "a list",
+        dict: "an object",
+        str: "a string",
+        bool: "true or false",
+        type(None): "null",
+    }
+    return kinds.get(type(value), "a number")
 
 
 def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
