@@ -47,9 +47,9 @@ class Measured:
         rate = megabytes / self.seconds / self.processes
         by_processor = megabytes / self.processor_seconds
         print(
-            f"quill prepare, {self.processes} process{'es' if self.processes > 1 else '':2}  {rate:5.2f} MB/s per core "
-            f"({rate / bare:.2f} of tiktoken alone), {by_processor:5.2f} MB per second of processor time "
-            f"({by_processor / bare:.2f}), {self.seconds:.1f} s, peak {self.memory_bytes / 1e6:,.0f} MB in all processes"
+            f"quill prepare, encoding in {self.processes:2}: {rate:5.2f} MB/s per core ({rate / bare:.2f} of tiktoken "
+            f"alone); {by_processor:5.2f} MB per second of processor time ({by_processor / bare:.2f}); "
+            f"{self.seconds:.1f} s; peak {self.memory_bytes / 1e6:,.0f} MB in all processes"
         )
 
 
@@ -88,7 +88,8 @@ def measure(path: Path, out: Path, processes: int) -> Measured:
     """Run `quill prepare` once."""
     arguments = ["prepare", "jsonl", "--path", str(path), "--out", str(out), "--processes", str(processes)]
     started = time.perf_counter()
-    command = subprocess.Popen([sys.executable, "-m", "quillgpt", *arguments], stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = subprocess.Popen([sys.executable, "-m", "quillgpt", *arguments], **quiet)
     peak = 0
     ended = threading.Event()
 
@@ -134,7 +135,7 @@ def main() -> None:
             measure(path, Path(folder) / f"data{processes}", processes) for processes in sorted(set(options.processes))
         ]
         bare = (before + bare_tiktoken(path)) / 2
-    print(f"tiktoken alone, 1 thread      {bare:5.2f} MB/s (mean of before and after)")
+    print(f"{text_bytes / 1e6:,.0f} MB of text; tiktoken alone, 1 thread: {bare:5.2f} MB/s (mean of before and after)")
     for run in measured:
         run.report(text_bytes, bare)
     best = max(text_bytes / 1e6 / run.seconds / run.processes for run in measured)

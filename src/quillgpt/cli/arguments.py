@@ -8,18 +8,16 @@ import contextlib
 import dataclasses
 import io
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from quillgpt.errors import ConfigError, nearest
+from quillgpt.errors import ConfigError, nearest, shown
+from quillgpt.recipes.aliases import NO, YES
 
 Schema = TypeVar("Schema")
 Translate = Callable[[str, Any], dict[str, Any]]
-
-YES = ("true", "1", "yes", "on")
-NO = ("false", "0", "no", "off")
 
 
 def parse(
@@ -27,26 +25,27 @@ def parse(
     arguments: list[str],
     *,
     prog: str,
-    default: Schema | None = None,
+    description: str | None = None,
+    default: Callable[[Collection[str]], Schema] | None = None,
     translate: Translate = lambda name, value: {name: value},
     switches: Iterable[str] = (),
 ) -> tuple[Schema, dict[str, str]]:
     """Parse the arguments into the schema; also return each setting that a flag gave, with the flag as typed.
 
-    `translate` turns a foreign name and its value into settings of the schema. `switches` are string settings that
-    can be given like a boolean (`--compile`, `--no-compile`). A mistake is a `ConfigError`; `--help` prints and exits.
+    `default` makes what the flags change, once it is known which settings they give. `translate` turns a foreign name
+    and its value into settings of the schema. `switches` are string settings that can be given like a boolean
+    (`--compile`, `--no-compile`). A mistake is a `ConfigError`; `--help` prints and exits.
     """
-    types = setting_types(schema)
-    on_off = {name for name, kind in types.items() if kind is bool} | set(switches)
-    tokens, given = _canonical(arguments, types, on_off, translate, prog)
+    tokens, given = _Flags(schema, translate, frozenset(switches), prog).canonical(arguments)
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
             parsed = tyro.cli(
                 schema,
                 prog=prog,
+                description=description,
                 args=tokens,
-                default=schema() if default is None else default,
+                default=schema() if default is None else default(given.keys()),
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
             )
     except SystemExit as stop:
@@ -69,54 +68,72 @@ def setting_types(schema: type) -> dict[str, type]:
     return found
 
 
-def _canonical(
-    arguments: list[str], types: dict[str, type], on_off: set[str], translate: Translate, prog: str
-) -> tuple[list[str], dict[str, str]]:
-    """Rewrite the flags to their one form; return them with the settings they gave."""
-    tokens: list[str] = []
-    given: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        token = rest.pop(0)
-        if not token.startswith("--") or token in ("--", "--help"):
-            tokens.append(token)
-            continue
-        flag, has_value, value = token.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
-        if name.startswith("no_") and name.removeprefix("no_") in on_off and not has_value:
-            name, has_value, value = name.removeprefix("no_"), "=", "false"
-        if not has_value:
-            value = _next_value(rest, optional=set(translate(name, "true")) <= on_off, flag=flag)
-        for setting, translated in translate(name, value).items():
-            if setting not in types:
-                raise ConfigError(f"no flag {flag}{_nearest_flag(setting, types)}; `{prog} --help` lists all flags")
-            given[setting] = flag
-            text = _boolean(flag, translated, types[setting]) if setting in on_off else str(translated)
-            tokens.append(f"--{setting.replace('_', '-')}={text}")
-    return tokens, given
+class _Flags:
+    """Brings flags to the one form that tyro gets, and checks their names and numbers on the way."""
 
+    def __init__(self, schema: type, translate: Translate, switches: frozenset[str], prog: str) -> None:
+        self._types = setting_types(schema)
+        self._on_off = {name for name, kind in self._types.items() if kind is bool} | switches
+        self._translate = translate
+        self._prog = prog
+        self._takes_words = "Positional" in repr(typing.get_type_hints(schema, include_extras=True))
 
-def _nearest_flag(setting: str, types: dict[str, type]) -> str:
-    return nearest("--" + setting.replace("_", "-"), ["--" + name.replace("_", "-") for name in types])
+    def canonical(self, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+        """Rewrite the flags to their one form; return them with the settings they gave."""
+        tokens: list[str] = []
+        given: dict[str, str] = {}
+        rest = list(arguments)
+        while rest:
+            token = rest.pop(0)
+            if not token.startswith("--") or token in ("--", "--help"):
+                tokens.append(token)
+                continue
+            flag, has_value, value = token.partition("=")
+            name = flag.removeprefix("--").replace("-", "_")
+            if not has_value and name.startswith("no_") and self._is_switch(name.removeprefix("no_")):
+                name, value = name.removeprefix("no_"), "false"
+            elif not has_value:
+                value = self._next_value(name, flag, rest)
+            for setting, translated in self._translate(name, value).items():
+                given[setting] = flag
+                tokens.append(f"--{setting.replace('_', '-')}={self._checked(setting, flag, str(translated))}")
+        return tokens, given
 
+    def _is_switch(self, name: str) -> bool:
+        """Whether a flag may stand without a value, for true: a boolean of ours, or of theirs."""
+        if name in self._types:
+            return name in self._on_off
+        meaning = self._translate(name, "true")
+        return "true" not in meaning.values() or meaning.keys() <= self._on_off
 
-def _next_value(rest: list[str], *, optional: bool, flag: str) -> str:
-    if optional:
-        return rest.pop(0) if rest and rest[0].lower() in YES + NO else "true"
-    if not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
-        raise ConfigError(f"{flag} needs a value, as in {flag}=VALUE")
-    return rest.pop(0)
+    def _next_value(self, name: str, flag: str, rest: list[str]) -> str:
+        is_flag = not rest or (rest[0].startswith("--") and len(rest[0]) > 2)
+        if self._is_switch(name):
+            is_value = not is_flag and (not self._takes_words or rest[0].lower() in YES + NO)
+            return rest.pop(0) if is_value else "true"
+        if is_flag and self._translate(name, "").keys() <= self._types.keys():
+            raise ConfigError(f"{flag} needs a value, as in {flag}=VALUE")
+        return "" if is_flag else rest.pop(0)
 
-
-def _boolean(flag: str, value: object, kind: type) -> str:
-    word = str(value).lower()
-    if word in YES:
-        return "True" if kind is bool else "on"
-    if word in NO:
-        return "False" if kind is bool else "off"
-    if kind is bool:
-        raise ConfigError(f"{flag}={value} is neither true nor false")
-    return str(value)
+    def _checked(self, setting: str, flag: str, value: str) -> str:
+        """The value as tyro reads it; a name that does not exist, or another type, is a `ConfigError`."""
+        if setting not in self._types:
+            known = ["--" + name.replace("_", "-") for name in self._types]
+            meant = nearest("--" + setting.replace("_", "-"), known)
+            raise ConfigError(f"no flag {flag}{meant}; `{self._prog} --help` lists all flags")
+        kind = self._types[setting]
+        if setting in self._on_off and value.lower() in YES + NO:
+            is_on = value.lower() in YES
+            return str(is_on) if kind is bool else ("on" if is_on else "off")
+        try:
+            if kind in (int, float):
+                kind(value)
+        except ValueError:
+            expected = "a whole number" if kind is int else "a number"
+            raise ConfigError(f"{flag} {shown(value)} is not {expected}") from None
+        if kind is bool:
+            raise ConfigError(f"{flag} {shown(value)} is neither true nor false")
+        return value
 
 
 def _first_line(box: str) -> str:

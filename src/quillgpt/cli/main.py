@@ -1,43 +1,40 @@
 """The `quill` command: finds the sub-command, and turns every error into one line and a documented exit code."""
 
+import contextlib
 import errno
 import importlib
 import os
 import sys
+import traceback
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from quillgpt.cli import COMMANDS
-from quillgpt.errors import EXIT_CODES, QuillError, nearest
+from quillgpt.errors import EXIT_CODES, ConfigError, QuillError, nearest, shown
+
+DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 
 def main() -> NoReturn:
     """Run `quill` with the process's arguments and exit with its code."""
     arguments = sys.argv[1:]
-    if "--debug" in arguments:
+    is_debugging = "--debug" in arguments
+    if is_debugging:
         arguments.remove("--debug")
     else:
         sys.excepthook = _one_line
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character gets an escape, not a crash
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     try:
-        code = run(arguments)
-        sys.stdout.flush()
-    except QuillError as error:
-        print(f"quill: {error}", file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print("quill: interrupted", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:  # `quill ... | head`: the reader has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except MemoryError:
-        print("quill: out of memory; use a smaller model, --batch-size or --context-length", file=sys.stderr)
-        code = 71
-    except OSError as error:
-        code = _operating_system_error(error)
+        code, message = run(arguments), ""
+    except (QuillError, KeyboardInterrupt, SystemExit, MemoryError, RuntimeError, OSError) as error:
+        code, message = explained(error)
+        if is_debugging and message:
+            traceback.print_exc()
+    code, message = _with_output_flushed(code, message)
+    if message:
+        with contextlib.suppress(OSError):  # nobody can be told
+            print(f"quill: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+    _discard_unwritable(sys.stderr)
     sys.exit(code)
 
 
@@ -53,8 +50,7 @@ def run(arguments: list[str]) -> int:
         return 0
     command = arguments[0]
     if command not in COMMANDS:
-        print(f"quill: no command {command!r}{nearest(command, COMMANDS)}; `quill --help` lists all", file=sys.stderr)
-        return 2
+        raise ConfigError(f"no command {shown(command)}{nearest(command, COMMANDS)}; `quill --help` lists all")
     return importlib.import_module(COMMANDS[command][0]).main(arguments[1:])
 
 
@@ -69,16 +65,64 @@ def overview() -> str:
     )
 
 
-def _operating_system_error(error: OSError) -> int:
-    place = f"{error.filename}: " if error.filename else ""
-    print(f"quill: {place}{error.strerror or error}", file=sys.stderr)
-    return 74 if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO) else 65
-
-
-def _one_line(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+def explained(error: BaseException) -> tuple[int, str]:
+    """The exit code and the line for what ended a command; a bug is raised again."""
+    match error:
+        case QuillError():
+            return error.exit_code, str(error)
+        case KeyboardInterrupt():
+            return 130, "interrupted"
+        case BrokenPipeError():  # `quill ... | head`: the reader has enough
+            return 0, ""
+        case SystemExit():  # after --help; or rich's answer to a broken pipe
+            is_pipe = isinstance(error.__context__, BrokenPipeError)
+            return (0 if is_pipe or not error.code else 1), ""
+        case MemoryError():
+            return 71, "out of memory; use a smaller model, --batch-size or --context-length"
+        case OSError():
+            place = f"{error.filename}: " if error.filename else ""
+            return _operating_system_code(error), f"{place}{error.strerror or error}"
     if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
-        print("quill: out of memory; use a smaller --batch-size, --context-length or model", file=sys.stderr)
-        os._exit(71)
+        return explained(MemoryError())
+    raise error
+
+
+def _operating_system_code(error: OSError) -> int:
+    if error.errno == errno.ENOMEM:
+        return 71
+    return 74 if error.errno in DISK_ERRORS else 65
+
+
+def _prepare_streams() -> None:
+    """Give a closed stream (`quill ... >&-`) somewhere to go, and characters a terminal cannot show an escape."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, os.fdopen(number, "w"))
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _with_output_flushed(code: int, message: str) -> tuple[int, str]:
+    """The outcome once standard output is written in full, or another where that fails."""
+    error = _discard_unwritable(sys.stdout)
+    if error is None or isinstance(error, BrokenPipeError):
+        return code, message
+    return code or 74, f"standard output: cannot write: {error.strerror}"
+
+
+def _discard_unwritable(stream: TextIO) -> OSError | None:
+    """Flush a stream; where that fails, let its rest go nowhere, because Python would fail on it again at its exit."""
+    try:
+        stream.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None
+
+
+def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     print(f"quill: a bug: {kind.__name__}: {error}; add --debug to see where, and please report it", file=sys.stderr)
 
 

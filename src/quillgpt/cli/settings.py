@@ -1,12 +1,20 @@
 """From a recipe's name and flags to a run's settings, each with its origin."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from quillgpt.cli.arguments import parse
 from quillgpt.config import RunConfig, updated
 from quillgpt.errors import ConfigError
-from quillgpt.recipes import read_recipe, recipe_names, recipe_path
+from quillgpt.recipes import default_out, read_recipe, recipe_names, superseded
 from quillgpt.recipes.aliases import translate
+
+DESCRIPTION = """\
+Train by a recipe, or continue the run that is already in --out. The same command again continues after a stop.
+
+RECIPE: {recipes}, a .toml file, or a run's directory.
+--dry-run shows every setting with its value, origin and meaning, and what follows; nothing is trained or written.
+Flags may be written --n-layer 4, --n_layer=4, --compile, --no-compile; nanoGPT's names work too (docs/settings.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,27 +26,34 @@ class Settings:
     origins: dict[str, str]
 
 
-def load_settings(arguments: list[str], *, prog: str = "quill train") -> Settings:
+def load_settings(
+    arguments: list[str], *, prog: str = "quill train RECIPE", description: str = DESCRIPTION
+) -> Settings:
     """Settings from `[RECIPE] [--flag value ...]`: defaults, then the recipe, then the flags."""
     words = list(arguments)
     recipe = words.pop(0) if words and not words[0].startswith("-") else ""
-    if not recipe and "--help" not in words and "-h" not in words:
-        raise ConfigError(
-            f"which recipe? `{prog} RECIPE ...`, where RECIPE is one of {', '.join(recipe_names())}, or a file"
-        )
+    if not recipe and not {"-h", "--help"} & set(words):
+        raise ConfigError(f"which recipe? `{prog} ...`, where RECIPE is one of {', '.join(recipe_names())}, or a file")
     settings, origins = read_recipe(recipe) if recipe else ({}, {})
-    base = updated(RunConfig(), settings, where=f"recipe {recipe}")
+
+    def before_flags(given: Collection[str]) -> RunConfig:
+        kept = {name: value for name, value in settings.items() if name not in superseded(given)}
+        return updated(RunConfig(), kept, where=f"recipe {recipe}")
+
     config, given = parse(
-        RunConfig, words, prog=f"{prog} RECIPE", default=base, translate=translate, switches=["compile"]
+        RunConfig,
+        words,
+        prog=prog,
+        default=before_flags,
+        description=description.format(recipes=", ".join(recipe_names())),
+        translate=translate,
+        switches=["compile"],
     )
+    if {"steps", "minutes"} <= given.keys() and config.train.minutes:
+        raise ConfigError("--steps and --minutes both set how long to train; leave one of them out")
+    origins = {name: origin for name, origin in origins.items() if name not in superseded(given)}
     origins |= {name: f"flag {flag}" for name, flag in given.items()}
     if config.train.out == "auto":
-        config = updated(config, {"out": f"runs/{run_name(recipe)}"}, where="out")
-        origins["out"] = "the recipe's name"
+        config = updated(config, {"out": default_out(recipe)}, where="--out")
+        origins["out"] = "recipe's name"
     return Settings(config=config, recipe=recipe, origins=origins)
-
-
-def run_name(recipe: str) -> str:
-    """The default name of a recipe's run; a run's own config.toml is repeated under a new name."""
-    path = recipe_path(recipe)
-    return f"{path.parent.name}-again" if path.name == "config.toml" else path.stem

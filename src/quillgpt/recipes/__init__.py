@@ -1,56 +1,74 @@
 """Recipes: TOML files that say what to train, how, on what, and what to expect; one file is one page of the lab book.
 
-To add one: a file here. `extends = "NAME"` begins with another recipe's settings; tables only group, and the names may
-be nanoGPT's (`aliases.py`).
+To add one: a file here. `extends = "NAME"` begins with another recipe's settings, `extends = "FILE.toml"` with those of
+a file beside it; tables only group, and the names may be nanoGPT's (`aliases.py`).
 """
 
-import difflib
 import tomllib
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from quillgpt.config import GROUPS, RunConfig, updated
-from quillgpt.errors import ConfigError, nearest
+from quillgpt.config import GROUPS, RunConfig, Scalar, updated
+from quillgpt.errors import ConfigError, nearest, shown
 from quillgpt.recipes.aliases import RECIPES, translate
 
+LARGEST_FILE_BYTES = 1 << 20
 
-def load_recipe(name_or_path: str) -> RunConfig:
-    """The settings of a recipe by its name or its file."""
-    return updated(RunConfig(), read_recipe(name_or_path)[0], where=f"recipe {name_or_path}")
+INSTEAD_OF = {
+    "steps": "minutes",
+    "batch_tokens": "gradient_accumulation_steps",
+    "gradient_accumulation_steps": "batch_tokens",
+}
+"""Two ways to say one thing: the first, given by a recipe or a flag, makes the second of an earlier recipe void."""
 
 
-def read_recipe(name_or_path: str, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+def load_recipe(name_or_path: str, **changes: Scalar) -> RunConfig:
+    """The settings of a recipe by its name or its file, some of them changed; `train` takes them.
+
+    config = quillgpt.load_recipe("debug", steps=50, device="cpu", out="runs/first")
+    print(config.model.n_layer, config.optim.lr)
+    outcome = quillgpt.train(config)
+    """
+    settings = {"out": default_out(name_or_path)} | read_recipe(name_or_path)[0]
+    kept = {name: value for name, value in settings.items() if name not in superseded(changes)}
+    return updated(updated(RunConfig(), kept, where=f"recipe {name_or_path}"), changes, where="load_recipe")
+
+
+def read_recipe(name_or_path: str) -> tuple[dict[str, Any], dict[str, str]]:
     """A recipe's settings in our names, and for each the recipe that set it; `extends` names the one it builds on."""
-    path = recipe_path(name_or_path)
-    settings: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    content = read_toml(path)
-    if "extends" in content:
-        if path in extended_by:
-            raise ConfigError(f"{path}: extends itself, by way of {' and '.join(str(other) for other in extended_by)}")
-        settings, origins = read_recipe(str(content.pop("extends")), (*extended_by, path))
-    for theirs, value in content.items():
-        for name, translated in translate(theirs, value).items():
-            settings[name] = translated
-            origins[name] = f"recipe {path.stem}"
-    return settings, origins
+    return _read(recipe_path(name_or_path), ())
 
 
-def recipe_path(name_or_path: str) -> Path:
-    """The file of a recipe; an unknown name is a `ConfigError` that names the nearest."""
+def default_out(name_or_path: str) -> str:
+    """The run directory of a recipe; a run's own config.toml is repeated under a new name."""
+    path = recipe_path(name_or_path).absolute()
+    return f"runs/{path.parent.name}-again" if path.name == "config.toml" else f"runs/{path.stem}"
+
+
+def superseded(given: Collection[str]) -> set[str]:
+    """The settings of an earlier recipe that are void because of those given now."""
+    return {other for name, other in INSTEAD_OF.items() if name in given and other not in given}
+
+
+def recipe_path(name_or_path: str, folder: Path = Path()) -> Path:
+    """The file of a recipe, which may lie in the folder; an unknown name is a `ConfigError` that names the nearest."""
     name = RECIPES.get(name_or_path.removesuffix(".py").removeprefix("config/"), name_or_path)
-    built_in = Path(str(resources.files("quillgpt.recipes").joinpath(f"{name}.toml")))
-    if built_in.is_file() and "/" not in name:
-        return built_in
-    path = Path(name)
-    if path.is_dir() and (path / "config.toml").is_file():
-        return path / "config.toml"
+    if name in recipe_names():
+        return Path(str(resources.files("quillgpt.recipes").joinpath(f"{name}.toml")))
+    path = folder / name
     if path.suffix == ".toml":
         return path
-    close = difflib.get_close_matches(name.replace("_", "-"), recipe_names(), n=1, cutoff=0.4)
-    meant = f" (did you mean {close[0]}?)" if close else ""
-    raise ConfigError(f"no recipe {name_or_path!r}{meant}; recipes are {', '.join(recipe_names())}, or a .toml file")
+    try:
+        if name and (path / "config.toml").is_file():
+            return path / "config.toml"
+    except (OSError, ValueError):  # no possible name of a file
+        pass
+    names = recipe_names()
+    raise ConfigError(
+        f"no recipe {shown(name_or_path)}{nearest(name, names)}; recipes are {', '.join(names)}, or a .toml file"
+    )
 
 
 def recipe_names() -> list[str]:
@@ -62,16 +80,53 @@ def recipe_names() -> list[str]:
 def read_toml(path: Path) -> dict[str, Any]:
     """The settings of a recipe file, flat; tables only group them."""
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: not a file; a recipe is a .toml file, or a run's directory")
+        if path.stat().st_size > LARGEST_FILE_BYTES:
+            raise ConfigError(f"{path}: too large for a recipe ({path.stat().st_size:,} bytes)")
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested without end
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
     settings: dict[str, Any] = {}
     for name, value in content.items():
         if isinstance(value, dict) and name not in GROUPS:
-            raise ConfigError(f"{path}: unknown table [{name}]{nearest(name, GROUPS)}; tables are {', '.join(GROUPS)}")
-        settings |= value if isinstance(value, dict) else {name: value}
+            table = f"unknown table [{name}]{nearest(name, GROUPS)}"
+            raise ConfigError(f"{path}: {table}; tables are {', '.join(GROUPS)}")
+        entries = value if isinstance(value, dict) else {name: value}
+        if twice := settings.keys() & entries.keys():
+            raise ConfigError(f"{path}: {min(twice)} is set twice; leave one of them")
+        settings |= entries
     return settings
+
+
+def _read(path: Path, extended_by: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    content = read_toml(path)
+    settings: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if "extends" in content:
+        base = content.pop("extends")
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: extends = {shown(base)} is not the name of a recipe")
+        base_path = recipe_path(base, folder=path.parent)
+        chain = (*extended_by, path)
+        if base_path.resolve() in [other.resolve() for other in chain]:
+            raise ConfigError(f"{path}: extends {base_path}, which extends it; a recipe needs a beginning")
+        settings, origins = _read(base_path, chain)
+    own = _in_our_names(path, content)
+    for void in superseded(own) & settings.keys():
+        del settings[void], origins[void]
+    return settings | own, origins | dict.fromkeys(own, f"recipe {path.stem}")
+
+
+def _in_our_names(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    own: dict[str, Any] = {}
+    for theirs, value in content.items():
+        for name, translated in translate(theirs, value).items():
+            if name in own:
+                raise ConfigError(f"{path}: {name} is set twice, once as {theirs}; leave one of them")
+            own[name] = translated
+    return own

@@ -1,6 +1,8 @@
-"""Other projects' names for our settings, recipes and values: the one table; a test holds docs/names.md to it."""
+"""Other projects' names for our settings, recipes and values: the one table; a test holds docs/settings.md to it."""
 
 from typing import Any
+
+from quillgpt.errors import ConfigError, shown
 
 ALIASES = {
     "block_size": "context_length",
@@ -24,35 +26,43 @@ ALIASES = {
 }
 """nanoGPT's and OpenAI's names for one of our settings."""
 
-VALUES = {
+VALUES: dict[tuple[str, str], dict[str, Any]] = {
     ("dtype", "float32"): {"dtype": "fp32"},
     ("dtype", "bfloat16"): {"dtype": "bf16"},
     ("dtype", "float16"): {"dtype": "fp16"},
     ("source", "shakespeare_char"): {"source": "shakespeare", "tokenizer": "character"},
-    ("init", "resume"): {"fresh": "false"},
-    ("decay_lr", "true"): {},
-    ("decay_lr", "false"): {"schedule": "constant"},
-    ("wandb_log", "true"): {"track": "wandb"},
-    ("wandb_log", "false"): {"track": "none"},
-    ("always_save_checkpoint", "true"): {},
-    ("always_save_checkpoint", "false"): {},
+    ("init", "resume"): {"fresh": False},
     ("attention", "SM"): {"attention": "softmax"},
 }
-"""A value of theirs and what it means here. always_save_checkpoint has no effect: best and last are both kept."""
+"""A setting of ours with a value of theirs, and what it means here."""
+
+SWITCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "wandb_log": ({"track": "wandb"}, {"track": "none"}),
+    "decay_lr": ({}, {"schedule": "constant", "warmup_steps": 0}),
+    "always_save_checkpoint": ({}, {}),
+}
+"""Their settings that are true or false and have no name here, and what each means; {}: what is done in any case.
+
+decay_lr = false turns warm-up off too, as there. Of the checkpoints, the best and the last are always kept.
+"""
 
 RECIPES = {
     "train_shakespeare_char": "shakespeare-char",
     "train_shakespeare": "shakespeare",
     "train_gpt2": "gpt2-124m",
 }
-"""nanoGPT's configuration files and the recipes that do the same."""
+"""nanoGPT's configuration files and the recipes that do the same; `config/` before and `.py` behind are left out."""
+
+YES = ("true", "1", "yes", "on")
+NO = ("false", "0", "no", "off")
 
 
 def translate(name: str, value: Any) -> dict[str, Any]:
     """Our settings for a name and a value of ours or of theirs."""
     name = ALIASES.get(name, name)
-    text = str(value)
-    for key in ((name, text), (name, text.lower())):
-        if key in VALUES:
-            return dict(VALUES[key])
-    return {name: value}
+    if name not in SWITCHES:
+        return dict(VALUES.get((name, str(value)), {name: value}))
+    meaning_of_yes, meaning_of_no = SWITCHES[name]
+    if str(value).lower() not in YES + NO:
+        raise ConfigError(f"{name} = {shown(value)} is not true or false")
+    return dict(meaning_of_yes if str(value).lower() in YES else meaning_of_no)

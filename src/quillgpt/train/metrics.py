@@ -96,7 +96,7 @@ class Metrics:
         numbers = {
             name: float(value)
             for name, value in line.items()
-            if isinstance(value, int | float) and math.isfinite(value)
+            if name != "step" and isinstance(value, int | float) and math.isfinite(value)
         }
         self._tracker.log(line["step"], numbers)
 

@@ -112,29 +112,28 @@ class Terminal:
 
     def _view(self, line: Mapping[str, Any]) -> RenderableType:
         recent = self._losses[-20:]
-        top = Table.grid(padding=(0, 2), expand=False)
+        top = Table.grid(padding=(0, 2))
         top.add_row(
             Text(f"step {line['step']:,} of {self._last_step:,}", style="bold"),
-            ProgressBar(total=self._last_step, completed=line["step"], width=30),
-            Text(f"{clock(line['elapsed_seconds'])} gone, {clock(self._seconds_left(line))} left"),
-        )
-        figures = Table.grid(padding=(0, 3), expand=False)
-        figures.add_row(
-            "loss",
-            Text(f"{sum(recent) / len(recent):.3f}", style="bold"),
-            "tokens/s",
-            f"{line['tokens_per_second']:,.0f}",
+            ProgressBar(total=self._last_step, completed=line["step"], width=30, complete_style="cyan"),
+            f"{clock(line['elapsed_seconds'])} gone, {clock(self._seconds_left(line))} left",
         )
         held_out = "not yet"
         if self._held_out:
-            result = self._held_out
-            bits_per_byte = f"{result['held_out_bits_per_byte']:.3f} bits/byte"
-            held_out = f"{result['held_out_loss']:.3f}  ({bits_per_byte}, step {result['step']:,})"
-        figures.add_row("held out", Text(held_out, style="bold"), "memory", f"{line['memory_bytes'] / 1e9:.2f} GB")
+            bits_per_byte = f"{self._held_out['held_out_bits_per_byte']:.3f} bits/byte"
+            held_out = f"{self._held_out['held_out_loss']:.3f}  {bits_per_byte} at step {self._held_out['step']:,}"
         mfu = f"{line['mfu']:.1%}" if line["mfu"] is not None else "n/a"
-        figures.add_row("gradient", f"{line['gradient_norm']:.2f}", "rate", f"{line['lr']:.2e}   MFU {mfu}")
+        figures = Table.grid(padding=(0, 2))
+        figures.add_column(style="dim")
+        figures.add_column(min_width=34, style="bold")
+        figures.add_column(style="dim")
+        figures.add_row(
+            "loss", f"{sum(recent) / len(recent):.3f}", "speed", f"{line['tokens_per_second']:,.0f} tokens/s"
+        )
+        figures.add_row("held out", held_out, "memory", f"{line['memory_bytes'] / 1e9:.2f} GB")
+        figures.add_row("gradient", f"{line['gradient_norm']:.2f}", "rate", f"{line['lr']:.2e}, MFU {mfu}")
         shape = curve(self._losses, width=CURVE_WIDTH, height=CURVE_HEIGHT)
-        return Group(top, figures, Text("\n".join(shape), style="cyan"))
+        return Group("", top, figures, Text("\n".join(shape), style="cyan", no_wrap=True))
 
 
 def choices_table(
@@ -148,13 +147,14 @@ def choices_table(
         (
             "model",
             f"{parameter_count(model):,} parameters",
-            f"{model.n_layer} layers, {model.n_embd} wide, {model.attention} attention, {model.vocab_size:,} tokens",
+            f"{model.n_layer} layers, {model.n_embd} wide, {model.attention} attention, vocab {model.vocab_size:,}",
         ),
         (
             "batch",
             f"{choices.rows * model.context_length:,} tokens",
-            f"{choices.rows} x {model.context_length}, as micro-batches of {choices.batch_size}, {accumulation} a step"
-            f" on {choices.world_size} rank(s) ({reasons['batch_size']})",
+            f"{choices.rows} x {model.context_length}, {accumulation} micro-batches of {choices.batch_size}"
+            f" ({reasons['batch_size']})"
+            + (f" on each of {choices.world_size} ranks" if choices.world_size > 1 else ""),
         ),
         ("device", choices.device, reasons["device"]),
         ("dtype", choices.dtype, reasons["dtype"]),
