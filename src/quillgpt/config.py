@@ -278,8 +278,8 @@ _TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "
 def _check_types(config: Any) -> None:
     """Refuse values of another type than the default's, numbers beyond 64 bits, NaN, infinity and unusable text."""
     for setting in dataclasses.fields(config):
-        name, wanted = setting.name, type(setting.default)
-        value: Any = getattr(config, name)
+        name, value = setting.name, getattr(config, setting.name)
+        wanted: type = type(setting.default)
         if type(value) is not wanted and not (wanted is float and type(value) is int):
             raise ConfigError(f"{name} = {shown(value)} is not {_TYPE_NAMES[wanted]}")
         if type(value) is str:

@@ -85,7 +85,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if len(name) > 100:  # comparing takes time, and it is no slip of the finger
         return ""
     candidates = {entry.replace("-", "_").lower(): entry for entry in known}
-    matches = difflib.get_close_matches(name.replace("-", "_").lower(), candidates, n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name.replace("-", "_").lower(), candidates, n=1, cutoff=0.6)
     return f" (did you mean {candidates[matches[0]]}?)" if matches else ""
 
 

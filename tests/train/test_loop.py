@@ -136,7 +136,7 @@ def test_three_bad_steps_in_a_row_end_the_run_with_its_checkpoint_intact(
     small_run: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "gradients", poisoned({12, 13, 14}, math.nan))
-    with pytest.raises(NonFiniteError, match="3 of 3 in a row.*last good checkpoint is intact") as raised:
+    with pytest.raises(NonFiniteError, match=r"3 of 3 in a row.*last good checkpoint is intact") as raised:
         train(small_run)
     assert raised.value.exit_code == 70
     last = checkpoint.newest_intact(run_of(small_run), print)

@@ -28,15 +28,17 @@ def parse(
     description: str | None = None,
     default: Callable[[Collection[str]], Schema] | None = None,
     translate: Translate = lambda name, value: {name: value},
+    foreign_names: Iterable[str] = (),
     switches: Iterable[str] = (),
 ) -> tuple[Schema, dict[str, str]]:
     """Parse the arguments into the schema; also return each setting that a flag gave, with the flag as typed.
 
     `default` makes what the flags change, once it is known which settings they give. `translate` turns a foreign name
-    and its value into settings of the schema. `switches` are string settings that can be given like a boolean
-    (`--compile`, `--no-compile`). A mistake is a `ConfigError`; `--help` prints and exits.
+    and its value into settings of the schema; `foreign_names` are for telling the nearest name. `switches` are string
+    settings that can be given like a boolean (`--compile`, `--no-compile`). A mistake is a `ConfigError`; `--help`
+    prints and exits.
     """
-    tokens, given = _Flags(schema, translate, frozenset(switches), prog).canonical(arguments)
+    tokens, given = _Flags(schema, translate, foreign_names, switches, prog).canonical(arguments)
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
@@ -71,9 +73,12 @@ def setting_types(schema: type) -> dict[str, type]:
 class _Flags:
     """Brings flags to the one form that tyro gets, and checks their names and numbers on the way."""
 
-    def __init__(self, schema: type, translate: Translate, switches: frozenset[str], prog: str) -> None:
+    def __init__(
+        self, schema: type, translate: Translate, foreign_names: Iterable[str], switches: Iterable[str], prog: str
+    ) -> None:
         self._types = setting_types(schema)
-        self._on_off = {name for name, kind in self._types.items() if kind is bool} | switches
+        self._names = [name.replace("_", "-") for name in [*self._types, *foreign_names]]
+        self._on_off = {name for name, kind in self._types.items() if kind is bool} | {*switches}
         self._translate = translate
         self._prog = prog
         self._takes_words = "Positional" in repr(typing.get_type_hints(schema, include_extras=True))
@@ -118,8 +123,7 @@ class _Flags:
     def _checked(self, setting: str, flag: str, value: str) -> str:
         """The value as tyro reads it; a name that does not exist, or another type, is a `ConfigError`."""
         if setting not in self._types:
-            known = ["--" + name.replace("_", "-") for name in self._types]
-            meant = nearest("--" + setting.replace("_", "-"), known)
+            meant = nearest(setting, self._names).replace("mean ", "mean --")
             raise ConfigError(f"no flag {flag}{meant}; `{self._prog} --help` lists all flags")
         kind = self._types[setting]
         if setting in self._on_off and value.lower() in YES + NO:

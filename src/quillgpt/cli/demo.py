@@ -5,12 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quillgpt import files
+from quillgpt.cli.output import run_console
 from quillgpt.cli.settings import load_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from quillgpt.config import RunConfig
+
+DESCRIPTION = """\
+Train the recipe `python` for two minutes, compare it with file compressors, and read what it writes.
+
+--dry-run shows every setting with its value, origin and meaning, and what follows; nothing is trained or written."""
 
 PROMPTS = ("", "def ", "class ")
 SAMPLE_TOKENS = 120
@@ -27,17 +33,20 @@ what to do next
 
 def main(arguments: list[str]) -> int:
     """Train the `python` recipe (flags change it), compare with file compressors, print samples."""
-    from rich.console import Console
     from rich.text import Text
 
-    from quillgpt.train.loop import train
-    from quillgpt.train.progress import Terminal
-
-    console = Console(highlight=False)
     words = ["python", *arguments]
     if not any(word.split("=")[0] in ("--out", "--out-dir", "--out_dir") for word in words):
         words += ["--out", str(unfinished_run(Path("runs")))]
-    settings = load_settings(words, prog="quill demo")
+    settings = load_settings(words, prog="quill demo", description=DESCRIPTION)
+    if settings.is_dry_run:
+        from quillgpt.cli.dry_run import show
+
+        return show(settings)
+    from quillgpt.train.loop import train
+    from quillgpt.train.progress import Terminal
+
+    console = run_console()
     outcome = train(settings.config, Terminal(console))
     console.print()
     show_comparison(console, outcome.held_out.bits_per_byte, settings.config)

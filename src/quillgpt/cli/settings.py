@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from quillgpt.cli.arguments import parse
 from quillgpt.config import RunConfig, updated
-from quillgpt.errors import ConfigError
+from quillgpt.errors import ConfigError, shown
 from quillgpt.recipes import default_out, read_recipe, recipe_names, superseded
-from quillgpt.recipes.aliases import translate
+from quillgpt.recipes.aliases import ALIASES, NO, SWITCHES, YES, translate
 
 DESCRIPTION = """\
 Train by a recipe, or continue the run that is already in --out. The same command again continues after a stop.
@@ -24,13 +24,14 @@ class Settings:
     config: RunConfig
     recipe: str
     origins: dict[str, str]
+    is_dry_run: bool
 
 
 def load_settings(
     arguments: list[str], *, prog: str = "quill train RECIPE", description: str = DESCRIPTION
 ) -> Settings:
     """Settings from `[RECIPE] [--flag value ...]`: defaults, then the recipe, then the flags."""
-    words = list(arguments)
+    words, is_dry_run = _without_dry_run(arguments)
     recipe = words.pop(0) if words and not words[0].startswith("-") else ""
     if not recipe and not {"-h", "--help"} & set(words):
         raise ConfigError(f"which recipe? `{prog} ...`, where RECIPE is one of {', '.join(recipe_names())}, or a file")
@@ -47,6 +48,7 @@ def load_settings(
         default=before_flags,
         description=description.format(recipes=", ".join(recipe_names())),
         translate=translate,
+        foreign_names=[*ALIASES, *SWITCHES, "dry_run"],
         switches=["compile"],
     )
     if {"steps", "minutes"} <= given.keys() and config.train.minutes:
@@ -56,4 +58,18 @@ def load_settings(
     if config.train.out == "auto":
         config = updated(config, {"out": default_out(recipe)}, where="--out")
         origins["out"] = "recipe's name"
-    return Settings(config=config, recipe=recipe, origins=origins)
+    return Settings(config=config, recipe=recipe, origins=origins, is_dry_run=is_dry_run)
+
+
+def _without_dry_run(arguments: list[str]) -> tuple[list[str], bool]:
+    """The other arguments, and whether --dry-run is among them; it is no setting, because it is not kept with a run."""
+    is_dry_run, rest = False, []
+    for word in arguments:
+        flag, has_value, value = word.partition("=")
+        if flag.replace("_", "-") != "--dry-run":
+            rest.append(word)
+            continue
+        if has_value and value.lower() not in YES + NO:
+            raise ConfigError(f"{flag} {shown(value)} is neither true nor false")
+        is_dry_run = not has_value or value.lower() in YES
+    return rest, is_dry_run

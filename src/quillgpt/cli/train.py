@@ -1,15 +1,13 @@
 """`quill train RECIPE [--flags]`: train, or continue, a run."""
 
+from quillgpt.cli.output import run_console
 from quillgpt.cli.settings import Settings, load_settings
-
-PROG = "quill train"
 
 
 def main(arguments: list[str]) -> int:
     """Train by a recipe and flags; with --dry-run only show what would happen."""
-    dry_run = "--dry-run" in arguments
-    settings = load_settings([word for word in arguments if word != "--dry-run"], prog=PROG)
-    if dry_run:
+    settings = load_settings(arguments)
+    if settings.is_dry_run:
         from quillgpt.cli.dry_run import show
 
         return show(settings)
@@ -18,13 +16,11 @@ def main(arguments: list[str]) -> int:
 
 def run(settings: Settings) -> int:
     """Train and print how it ended."""
-    from rich.console import Console
-
     from quillgpt.distributed import ranks_from_environment
     from quillgpt.train.loop import train
     from quillgpt.train.progress import Terminal
 
-    console = Console(highlight=False)
+    console = run_console()
     outcome = train(settings.config, Terminal(console))
     if ranks_from_environment().is_first:
         result = outcome.held_out

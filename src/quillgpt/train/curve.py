@@ -1,13 +1,15 @@
 """A small line plot in characters, for the training screen."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 LEVELS = " ▁▂▃▄▅▆▇█"
 
 
 def curve(values: Sequence[float], *, width: int, height: int) -> list[str]:
-    """Bars for the values, oldest left, each column the mean of its share; `height` lines, the range at the left."""
+    """Bars for the finite values, oldest left, each column the mean of its share; the range stands at the left."""
+    values = [value for value in values if math.isfinite(value)]
     if not values:
         return []
     columns = min(width, len(values))
