@@ -18,7 +18,7 @@ import torch
 
 from quillgpt import files
 from quillgpt.config import ModelConfig
-from quillgpt.errors import CheckpointError
+from quillgpt.errors import CheckpointError, ConfigError
 from quillgpt.model.gpt import GPT
 from quillgpt.run_dir import RunDirectory
 from quillgpt.tokenizer import Tokenizer, load_tokenizer
@@ -80,7 +80,7 @@ def save(
     """Write a checkpoint of the step and return it; until it is complete nothing of it is visible."""
     path = run.checkpoints / f"step-{step:06d}"
     if path.exists():
-        files.remove_directory(path, marker=MANIFEST)
+        files.remove_directory(path)
     contents = {
         CONFIG: lambda: config_toml.encode(),
         RESOLVED: lambda: _json(resolved),
@@ -136,7 +136,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ModelConfig(**manifest["model"])
     except OSError as error:
         raise CheckpointError(f"{path}: no checkpoint: {MANIFEST}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ConfigError, ValueError, TypeError, KeyError, AttributeError):
         raise CheckpointError(f"{path / MANIFEST}: damaged; use another checkpoint of the run") from None
     if schema > SCHEMA:
         raise CheckpointError(
@@ -176,7 +176,7 @@ def best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
 
 
 def prune(run: RunDirectory, *, keep_last: int) -> None:
-    """Delete all but the best and the last few; the manifest goes first, so that no torn one looks whole."""
+    """Delete all but the best and the last few; each disappears by one rename, so that no torn one looks whole."""
     checkpoints = committed(run)
     keep = {checkpoint.path for checkpoint in checkpoints[-keep_last:]}
     best_one = best(checkpoints)
@@ -184,7 +184,7 @@ def prune(run: RunDirectory, *, keep_last: int) -> None:
         keep.add(best_one.path)
     for checkpoint in checkpoints:
         if checkpoint.path not in keep:
-            files.remove_directory(checkpoint.path, marker=MANIFEST)
+            files.remove_directory(checkpoint.path)
 
 
 def find(where: str | Path) -> Checkpoint:

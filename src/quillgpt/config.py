@@ -9,20 +9,25 @@ import dataclasses
 import functools
 import inspect
 import itertools
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quillgpt.errors import ConfigError, nearest, pick, shown
+from quillgpt.errors import ConfigError, check_type, nearest, pick, require, shown
 
 Scalar = bool | int | float | str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of a GPT; the defaults are GPT-2 124M [Radford 2019, Table 2]."""
+    """The shape of a GPT; the defaults are GPT-2 124M [Radford 2019, Table 2].
+
+    small = quillgpt.ModelConfig(n_layer=2, n_head=2, n_embd=64, context_length=64, vocab_size=257)
+    print(small.n_embd // small.n_head, "channels a head")
+    model = quillgpt.GPT(small)
+    untied = dataclasses.replace(small, tied_head=False)
+    print(small == untied)  # False
+    """
 
     n_layer: int = 12
     """number of transformer blocks"""
@@ -215,6 +220,7 @@ class RunConfig:
     """Everything a run is made from; saved with it as config.toml, which is a recipe again."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    """The shape of a GPT; the defaults are GPT-2 124M [Radford 2019, Table 2]."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -272,27 +278,14 @@ def updated(config: RunConfig, settings: Mapping[str, Any], *, where: str) -> Ru
         raise ConfigError(f"{where}: {error}") from None
 
 
-_TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-
-
 def _check_types(config: Any) -> None:
-    """Refuse values of another type than the default's, numbers beyond 64 bits, NaN, infinity and unusable text."""
     for setting in dataclasses.fields(config):
-        name, value = setting.name, getattr(config, setting.name)
-        wanted: type = type(setting.default)
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise ConfigError(f"{name} = {shown(value)} is not {_TYPE_NAMES[wanted]}")
-        if type(value) is str:
-            _require(config, name, value != "" or name == "path", "something")
-            _require(config, name, not re.search(r"[\0\ud800-\udfff]", value), "text in UTF-8, without NUL")
-        else:
-            _require(config, name, -(2**63) <= value < 2**63 or type(value) is float, "at most 64 bits")
-            _require(config, name, math.isfinite(value), "a finite number")
+        check_type(setting.name, getattr(config, setting.name), type(setting.default))
+        _require(config, setting.name, getattr(config, setting.name) != "" or setting.name == "path", "something")
 
 
 def _require(config: Any, name: str, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name} = {shown(getattr(config, name))} is not possible: expected {expected}")
+    require(name, getattr(config, name), holds, expected)
 
 
 def _require_one_of(config: Any, name: str, choices: tuple[str, ...]) -> None:

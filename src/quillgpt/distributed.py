@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from quillgpt.errors import ConfigError
+from quillgpt.errors import ConfigError, Stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Ranks:
 
 
 def ranks_from_environment() -> Ranks:
-    """This process's place as torchrun sets it; alone without torchrun."""
+    """This process's place as torchrun sets it; alone without torchrun. Numbers that do not fit are a `ConfigError`."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     defaults = ("0", "0", "1", "1")
     try:
@@ -42,20 +42,38 @@ def ranks_from_environment() -> Ranks:
         raise ConfigError(
             f"{', '.join(names)} in the environment must be whole numbers, as torchrun sets them"
         ) from None
-    return Ranks(rank=values[0], local_rank=values[1], world_size=values[2], local_world_size=values[3])
+    ranks = Ranks(rank=values[0], local_rank=values[1], world_size=values[2], local_world_size=values[3])
+    fits = 0 <= ranks.rank < ranks.world_size and 0 <= ranks.local_rank < ranks.local_world_size <= ranks.world_size
+    if not fits:
+        got = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+        raise ConfigError(f"{got} in the environment do not fit together; start the ranks with torchrun")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if ranks.is_parallel and missing:
+        raise ConfigError(
+            f"WORLD_SIZE={ranks.world_size}, but {' and '.join(missing)} not set; start the ranks with torchrun"
+        )
+    return ranks
 
 
 @contextlib.contextmanager
-def joined(ranks: Ranks, *, backend: str, timeout_seconds: int) -> Iterator[None]:
-    """Hold the process group for the length of the block; nothing for a single process."""
+def joined(ranks: Ranks, *, backend: str, timeout_seconds: int, device: str = "cpu") -> Iterator[None]:
+    """Hold the process group for the length of the block; nothing for a single process.
+
+    A rank that another one has left alone cannot go on: it leaves by `Stopped`, because the run can be continued.
+    """
     if not ranks.is_parallel:
         yield
         return
     if backend == "nccl":
-        torch.cuda.set_device(ranks.local_rank)
+        torch.cuda.set_device(device)
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
     try:
         yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        what = f"rank {ranks.rank} lost the others ({str(error).splitlines()[0]})"
+        raise Stopped(f"{what}; see which ended first; the same command continues from the last checkpoint") from error
     finally:
         dist.destroy_process_group()
 

@@ -1,6 +1,8 @@
 """What can go wrong in a way the user can mend: each error is one clear line and one exit code."""
 
 import difflib
+import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -96,6 +98,27 @@ def pick(menu: Mapping[str, T], name: str, setting: str) -> T:
     raise ConfigError(
         f"{setting} = {shown(name)} does not exist{nearest(name, menu)}; choose one of: {', '.join(menu)}"
     )
+
+
+TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+
+
+def check_type(setting: str, value: object, wanted: type) -> None:
+    """Refuse a value of another type (whole numbers are numbers), NaN, infinity, more than 64 bits, unusable text."""
+    if type(value) is not wanted and not (wanted is float and type(value) is int):
+        raise ConfigError(f"{setting} = {shown(value)} is not {TYPE_NAMES[wanted]}")
+    if isinstance(value, str):
+        require(setting, value, not re.search(r"[\0\ud800-\udfff]", value), "text in UTF-8, without NUL")
+    if isinstance(value, int):
+        require(setting, value, -(2**63) <= value < 2**63, "at most 64 bits")
+    if isinstance(value, float):
+        require(setting, value, math.isfinite(value), "a finite number")
+
+
+def require(setting: str, value: object, holds: bool, expected: str) -> None:
+    """Raise a `ConfigError` that names setting, value and what is expected, unless it holds."""
+    if not holds:
+        raise ConfigError(f"{setting} = {shown(value)} is not possible: expected {expected}")
 
 
 def shown(value: object) -> str:

@@ -6,6 +6,7 @@ the process with SIGBUS. A failure raises `DiskError` with the path and the spac
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -29,14 +30,16 @@ CHUNK_BYTES = 1 << 22
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` of the block into a `DiskError` that names the path, the reason and the space left."""
+    """Turn an `OSError` of the block into a `DiskError` that names the path, the reason and the remedy."""
     try:
         yield
     except OSError as error:
-        raise DiskError(f"{path}: cannot write: {error.strerror or error}; {_space_left(path)}") from error
+        raise DiskError(f"{path}: cannot write: {error.strerror or error}; {_remedy(error, path)}") from error
 
 
-def _space_left(path: Path) -> str:
+def _remedy(error: OSError, path: Path) -> str:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return "choose another --out"
     existing = next((parent for parent in [path, *path.absolute().parents] if parent.is_dir()), Path("/"))
     try:
         return f"{shutil.disk_usage(existing).free / 1e6:,.0f} MB free there; free some or choose another --out"
@@ -70,27 +73,20 @@ class HashedFile:
 @contextlib.contextmanager
 def written_file(path: Path) -> Iterator[HashedFile]:
     """Open a new file for writing; when the block ends well it is on the disk, otherwise it is gone."""
-    with disk_errors(path):
-        file = path.open("wb")
-        try:
-            with file:
-                yield HashedFile(file)
-                _sync(file)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+    with disk_errors(path), _synced_or_gone(path) as file:
+        yield file
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[HashedFile]:
     """Write a file that replaces `path` by one rename when the block ends well; until then `path` stays as it was."""
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
-        with written_file(temporary) as file:
+        make_directory(path.parent)
+        temporary = _temporary(path)
+        with _synced_or_gone(temporary) as file:
             yield file
         try:
-            _replace(temporary, path)
+            os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -115,13 +111,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     `path` must not exist. The files inside are expected to be written by `written_file`, which syncs them.
     """
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
+        make_directory(path.parent)
+        temporary = _temporary(path)
         temporary.mkdir()
         try:
             yield temporary
             _sync_directory(temporary)
-            _replace(temporary, path)
+            os.replace(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -129,9 +125,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def make_directory(path: Path) -> None:
-    """Create a directory and its parents; a file in the way or a read-only place is a `DiskError`."""
+    """Create a directory and its parents, lastingly; a file in the way or a read-only place is a `DiskError`."""
     with disk_errors(path):
+        missing = [folder for folder in [path, *path.parents] if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(missing):
+            _sync_directory(folder.parent)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -146,18 +145,19 @@ def remove_file(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_directory(path: Path, *, marker: str) -> None:
-    """Delete a directory, its marker file first, so that an interrupted deletion never looks complete."""
+def remove_directory(path: Path) -> None:
+    """Delete a directory; by one rename it becomes a leftover, so that an interrupted deletion is finished later."""
     with disk_errors(path):
-        (path / marker).unlink(missing_ok=True)
-        shutil.rmtree(path)
+        leftover = _temporary(path)
+        os.replace(path, leftover)
+        shutil.rmtree(leftover)
 
 
 def remove_leftovers(directory: Path) -> None:
     """Delete what an interrupted write left in a directory (names with the temporary prefix)."""
     with disk_errors(directory):
         for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
-            if leftover.is_dir():
+            if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink(missing_ok=True)
@@ -171,19 +171,18 @@ def locked(directory: Path) -> Iterator[None]:
     """
     path = directory / ".lock"
     with disk_errors(path):
-        file = path.open("a+b")
+        file = path.open("a+b", buffering=0)  # a buffer that a full disk refuses would be tried again on closing
     with file:
-        if fcntl is not None:
+        with disk_errors(path):
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
                 holder = file.read().decode(errors="replace").strip() or "another process"
                 raise LockedError(f"{directory} is in use by {holder}; wait for it or choose another --out") from None
-        with disk_errors(path):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-            file.flush()
         yield
 
 
@@ -193,13 +192,21 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
 
 
-def _replace(source: Path, target: Path) -> None:
-    os.replace(source, target)
+@contextlib.contextmanager
+def _synced_or_gone(path: Path) -> Iterator[HashedFile]:
+    file = path.open("wb")
+    try:
+        with file:
+            yield HashedFile(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _sync_directory(path: Path) -> None:
@@ -208,5 +215,8 @@ def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not sync a directory
+            raise
     finally:
         os.close(descriptor)

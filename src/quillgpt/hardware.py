@@ -59,8 +59,10 @@ def available_memory_bytes() -> int:
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return min(free, max(0, limit - used))
-    except (OSError, ValueError):
+        statistics = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        cached = int(statistics["inactive_file"])  # cached files count as used, but make room when it is needed
+        return min(free, max(0, limit - used + cached))
+    except (OSError, KeyError, ValueError):
         return free
 
 
@@ -86,10 +88,14 @@ PEAK_TERAFLOPS = {
     "A10G": 70.0,
     "RTX 4090": 165.0,
     "RTX 3090": 71.0,
+    "V100 PCIE": 112.0,
     "V100": 125.0,
     "T4": 65.0,
 }
 """Dense bf16 (or fp16, where there is no bf16) matrix peaks from the makers' data sheets; the first name that fits."""
+
+OTHER_CARDS = {"Laptop", "NVL", "D", "Ti", "SUPER", "MIG", "Max"}
+"""Words that make another card, or a part of one, of a name above."""
 
 
 def peak_flops(device: torch.device, dtype: str) -> float:
@@ -97,7 +103,7 @@ def peak_flops(device: torch.device, dtype: str) -> float:
     if device.type != "cuda" or dtype == "fp32":
         return 0.0
     words = torch.cuda.get_device_name(device).replace("-", " ").split()
-    if {"Laptop", "NVL", "D"} & set(words):  # other cards under the same number
+    if OTHER_CARDS & set(words):
         return 0.0
     for card, teraflops in PEAK_TERAFLOPS.items():
         if all(word in words for word in card.split()):

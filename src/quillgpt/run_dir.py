@@ -66,9 +66,11 @@ def read_metrics(path: Path) -> list[dict[str, object]]:
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             continue
+        if isinstance(record, dict):
+            lines.append(record)
     return lines
 
 

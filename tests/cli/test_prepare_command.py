@@ -73,7 +73,7 @@ WRONG = {
     "unknown flag": (["text", "--pth", "x"], ConfigError, "no flag --pth.*--path"),
     "unknown tokenizer": (["text", "--path", "text.txt", "--tokenizer", "gpt3"], ConfigError, "gpt2"),
     "unknown format": (["text", "--path", "text.txt", "--format", "nanogtp"], ConfigError, "did you mean nanogpt"),
-    "unknown errors": (["text", "--path", "text.txt", "--errors", "ignore"], ConfigError, "strict or replace"),
+    "unknown errors": (["text", "--path", "text.txt", "--errors", "ignore"], ConfigError, "errors = 'ignore'.*strict"),
     "negative documents": (["text", "--path", "text.txt", "--documents=-1"], ConfigError, "documents = -1"),
     "negative processes": (["text", "--path", "text.txt", "--processes=-1"], ConfigError, "at least 0"),
     "no number": (["text", "--path", "text.txt", "--documents", "many"], ConfigError, "many"),

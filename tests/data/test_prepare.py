@@ -231,6 +231,7 @@ def test_killed_at_any_file_operation_and_run_again_it_writes_the_same_bytes(
     prepare(config, out=tmp_path / "straight", **SMALL)
     expected = digests(tmp_path / "straight")
     assert len(expected) >= 6  # several shards: there is something to continue with
+    assert WORK not in expected
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     operation = 0
     code = 9
@@ -471,6 +472,7 @@ def _is_gone(pid: int) -> bool:
 def test_an_encoding_process_that_dies_is_an_error_and_not_a_wait(
     signal_number: int, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(encode, "BATCH_BYTES", 200)
     started = []
 
     class Dying(encode.Worker):
@@ -483,6 +485,21 @@ def test_an_encoding_process_that_dies_is_an_error_and_not_a_wait(
     with pytest.raises(kind, match="an encoding process ended unexpectedly"):
         prepare(corpus(tmp_path), vocab_size=0, out=tmp_path / "data", means=Means(processes=2))
     assert [worker._process.returncode for worker in started] == [-signal_number] * 2
+
+
+def test_ctrl_c_ends_a_preparation_with_encoding_processes_at_once(tmp_path: Path) -> None:
+    """In a process of its own, because what used to go wrong was to wait for ever."""
+    write_lines(tmp_path / "lines.jsonl", ["some words " * 20_000] * 100)
+    script = (
+        "import signal; from pathlib import Path; from quillgpt.config import DataConfig;"
+        "from quillgpt.data import encode; from quillgpt.data.prepare import prepare;"
+        "from quillgpt.data.text_to_shards import Means;"
+        "encode.BATCH_BYTES = 1000; config = DataConfig(source='jsonl', path='lines.jsonl', tokenizer='byte');"
+        "means = Means(processes=3, progress=lambda state: signal.raise_signal(signal.SIGINT));"
+        "prepare(config, vocab_size=0, out=Path('data'), means=means)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
 
 
 def test_an_error_in_an_encoding_process_is_the_error_of_the_preparation(

@@ -1,22 +1,24 @@
 """`quill demo`: train on Python's standard library for two minutes, judge the result honestly, read what it writes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quillgpt import files
 from quillgpt.cli.output import run_console
+from quillgpt.cli.prepare import progress_display
 from quillgpt.cli.settings import load_settings
+from quillgpt.config import RunConfig, updated
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from quillgpt.config import RunConfig
-
 DESCRIPTION = """\
 Train the recipe `python` for two minutes, compare it with file compressors, and read what it writes.
 
---dry-run shows every setting with its value, origin and meaning, and what follows; nothing is trained or written."""
+With --dry-run nothing is trained or written: it shows every setting with its value, origin and meaning, and what \
+follows from them."""
 
 PROMPTS = ("", "def ", "class ")
 SAMPLE_TOKENS = 120
@@ -35,21 +37,21 @@ def main(arguments: list[str]) -> int:
     """Train the `python` recipe (flags change it), compare with file compressors, print samples."""
     from rich.text import Text
 
-    words = ["python", *arguments]
-    if not any(word.split("=")[0] in ("--out", "--out-dir", "--out_dir") for word in words):
-        words += ["--out", str(unfinished_run(Path("runs")))]
-    settings = load_settings(words, prog="quill demo", description=DESCRIPTION)
+    settings = load_settings(["python", *arguments], prog="quill demo", description=DESCRIPTION)
+    config = settings.config
+    if not settings.origins["out"].startswith("flag"):
+        config = updated(config, {"out": str(unfinished_run(Path("runs")))}, where="--out")
     if settings.is_dry_run:
         from quillgpt.cli.dry_run import show
 
-        return show(settings)
+        return show(replace(settings, config=config))
     from quillgpt.train.loop import train
     from quillgpt.train.progress import Terminal
 
     console = run_console()
-    outcome = train(settings.config, Terminal(console))
+    outcome = train(config, Terminal(console, progress_display))
     console.print()
-    show_comparison(console, outcome.held_out.bits_per_byte, settings.config)
+    show_comparison(console, outcome.held_out.bits_per_byte, config)
     show_samples(console, outcome.run)
     console.print(Text(NEXT.format(run=outcome.run)), soft_wrap=True)
     return 0
@@ -69,11 +71,11 @@ def unfinished_run(runs: Path) -> Path:
         number += 1
 
 
-def show_comparison(console: "Console", bits_per_byte: float, config: "RunConfig") -> None:
+def show_comparison(console: "Console", bits_per_byte: float, config: RunConfig) -> None:
     """Print the model's bits per byte among those of compressors on the same held-out text."""
     from rich.table import Table
 
-    from quillgpt.train.open_data import data_directory
+    from quillgpt.data.directory import data_directory
 
     directory = data_directory(config.data, config.model.vocab_size)
     baselines = compressor_figures(directory)

@@ -1,4 +1,7 @@
-"""`quill train RECIPE --dry-run`: every setting with its value, meaning and origin, and what follows from them."""
+"""`quill train RECIPE --dry-run`: every setting with its value, origin and meaning, and what follows from them."""
+
+import shutil
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
@@ -6,85 +9,120 @@ from rich.text import Text
 
 from quillgpt.cli.settings import Settings
 from quillgpt.config import GROUPS, RunConfig, flatten, group_of, meanings
+from quillgpt.data.directory import data_directory
 from quillgpt.data.token_dataset import TokenDataset
 from quillgpt.distributed import ranks_from_environment
 from quillgpt.errors import DataError
 from quillgpt.hardware import detect
 from quillgpt.model.sizes import flops_per_token, parameter_count
-from quillgpt.train.open_data import data_directory, data_settings
+from quillgpt.tokenizer import TOKENIZERS, load_tokenizer
+from quillgpt.train.open_data import data_settings
 from quillgpt.train.resolve import estimated_memory_bytes, resolve
+
+PIPE_COLUMNS = 160  # a pipe has no width of its own
+WIDEST_VALUE, WIDEST_ORIGIN = 40, 36
+
+Row = tuple[str, str, str, str]
+"""name, value, origin, meaning or reason"""
 
 
 def show(settings: Settings) -> int:
     """Print the settings and their consequences; nothing is written, prepared or trained."""
-    console = Console(highlight=False)
-    width = None if console.is_terminal else 160  # a pipe has no width of its own
-    for group in GROUPS:
-        console.print(settings_table(group, settings), width=width)
-    console.print(consequences_table(settings.config), width=width)
+    consequences = consequence_rows(settings.config)  # first, because they may be impossible
+    console = Console(width=shutil.get_terminal_size(fallback=(PIPE_COLUMNS, 50)).columns, highlight=False)
+    console.print(table([*setting_rows(settings), *consequences]))
     return 0
 
 
-def settings_table(group: str, settings: Settings) -> Table:
-    """One group's settings: name, value, where the value came from, meaning."""
-    table = Table(
-        title=group, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), show_header=False
-    )
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(no_wrap=True)
-    table.add_column(style="dim")
-    for name, value in flatten(settings.config).items():
-        if group_of()[name] == group:
-            origin = settings.origins.get(name, "default")
-            table.add_row(
-                name, shown(value), Text(origin, style="dim" if origin == "default" else "cyan"), meanings()[name]
-            )
-    return table
+def table(rows: list[Row]) -> Table:
+    """One table for everything, so that its columns stand below each other; a row of only a name is a heading."""
+    columns = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    columns.add_column(no_wrap=True)
+    columns.add_column(overflow="fold", max_width=WIDEST_VALUE, style="bold")
+    columns.add_column(overflow="fold", max_width=WIDEST_ORIGIN)
+    columns.add_column(style="dim")
+    for i, (name, value, origin, meaning) in enumerate(rows):
+        is_heading = not (value or meaning)
+        if is_heading and i:
+            columns.add_row()
+        columns.add_row(
+            Text(name, style="bold underline" if is_heading else ""),
+            Text(value),
+            Text(origin, style="dim" if origin == "default" else "cyan"),
+            Text(meaning),
+        )
+    return columns
 
 
-def consequences_table(config: RunConfig) -> Table:
+def setting_rows(settings: Settings) -> list[Row]:
+    """Every setting below its group."""
+    values = flatten(settings.config)
+    rows = []
+    for group in GROUPS:
+        rows.append((group, "", "", ""))
+        for name in [name for name in values if group_of()[name] == group]:
+            rows.append((name, shown(values[name]), settings.origins.get(name, "default"), meanings()[name]))
+    return rows
+
+
+def consequence_rows(config: RunConfig) -> list[Row]:
     """What the settings come to on this machine."""
-    ranks = ranks_from_environment()
-    choices, reasons = resolve(config, detect(), ranks)
-    model, train = config.model, config.train
+    prepared, data_row = prepared_data(config)
+    vocab_size, vocabulary_reason = true_vocab_size(config, prepared)
+    config = replace(config, model=replace(config.model, vocab_size=vocab_size))
+    ranks, machine = ranks_from_environment(), detect()
+    choices, reasons = resolve(config, machine, ranks)
+    model, minutes = config.model, config.train.minutes
     tokens_per_step = choices.rows * model.context_length
+    tokens = config.train.steps * tokens_per_step
     micro_batches = -(-choices.rows // (choices.batch_size * ranks.world_size))
     memory = estimated_memory_bytes(model, choices.batch_size, choices.dtype)
+    free = machine.cpu_memory_bytes if choices.device == "cpu" else machine.device_memory_bytes
     rows = [
+        ("vocabulary", f"{vocab_size:,} tokens", vocabulary_reason),
         ("parameters", f"{parameter_count(model):,}", f"{flops_per_token(model):,} operations to train on a token"),
-        ("global batch", f"{tokens_per_step:,} tokens", f"{choices.rows} sequences of {model.context_length:,}"),
-        ("micro-batch", f"{choices.batch_size} sequences", reasons["batch_size"]),
-        ("accumulation", f"{micro_batches} micro-batches", f"on each of {ranks.world_size} rank(s)"),
-        ("memory", f"about {memory / 1e9:.2f} GB a rank", "weights, gradients, AdamW's moments, activations, logits"),
+        ("tokens", f"{tokens:,}", f"{config.train.steps:,} steps"),
+        data_row,
+        ("epochs", f"{tokens / prepared.token_count:,.2f}" if prepared else "unknown", "how often the data is read"),
+        ("global batch", f"{tokens_per_step:,} tokens", f"{choices.rows:,} sequences of {model.context_length:,}"),
+        ("micro-batch", f"{choices.batch_size:,} sequences", reasons["batch_size"]),
+        ("accumulation", f"{micro_batches:,} a step", f"micro-batches on each rank; {ranks.world_size} in all"),
+        ("memory", f"{memory / 1e9:,.2f} GB a rank", f"by estimate; {free / 1e9:,.1f} GB are free here"),
         ("device", choices.device, reasons["device"]),
         ("dtype", choices.dtype, reasons["dtype"]),
         ("threads", str(choices.threads), reasons["threads"]),
         ("compile", "on" if choices.compile else "off", reasons["compile"]),
     ]
-    if train.minutes:
-        rows.insert(1, ("tokens", "measured at the start", f"as many steps as fit into {train.minutes:g} minutes"))
-    else:
-        rows.insert(1, ("tokens", f"{train.steps * tokens_per_step:,}", f"{train.steps:,} steps"))
-    rows.append(data_row(config, train.steps * tokens_per_step))
-    title = "what follows, on this machine"
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), show_header=False
-    )
-    for name, value, reason in rows:
-        table.add_row(name, Text(value, style="bold"), Text(reason, style="dim"))
-    return table
+    if minutes:
+        measured = ("measured first", f"as many steps as fit into {minutes:g} minutes")
+        rows = [(name, *(measured if name in ("tokens", "epochs") else rest)) for name, *rest in rows]
+    return [("what follows", "", "", ""), *((name, value, "", reason) for name, value, reason in rows)]
 
 
-def data_row(config: RunConfig, tokens: int) -> tuple[str, str, str]:
-    """How often the run reads its data, where the data is prepared already."""
+def prepared_data(config: RunConfig) -> tuple[TokenDataset | None, tuple[str, str, str]]:
+    """The training tokens where they are prepared already, and the row that says where and how many."""
     directory = data_directory(data_settings(config), config.model.vocab_size)
-    try:
-        dataset = TokenDataset.open(directory, "train")
-    except DataError:
-        return "data", str(directory), "not prepared yet: the run does it first"
-    epochs = "" if config.train.minutes else f"{tokens / dataset.token_count:,.2f} epochs of "
-    return "data", str(directory), f"{epochs}{dataset.token_count:,} training tokens"
+    if (directory / "manifest.json").is_file():
+        try:
+            prepared = TokenDataset.open(directory, "train")
+        except DataError as error:
+            return None, ("training data", "damaged", str(error))
+        return prepared, ("training data", f"{prepared.token_count:,} tokens", f"in {directory}")
+    if config.data.data != "auto":
+        return None, ("training data", "missing", f"`quill prepare ... --out {directory}` makes it")
+    return None, ("training data", "not prepared yet", f"the run does it first, in {directory}")
+
+
+def true_vocab_size(config: RunConfig, prepared: TokenDataset | None) -> tuple[int, str]:
+    """The size of the tokenizer's vocabulary, which is the model's, and how it is known."""
+    if prepared:
+        return prepared.vocab_size, "of the prepared data"
+    name = data_settings(config).tokenizer
+    if name == "bpe":
+        return config.model.vocab_size, "bpe is trained to this size"
+    if name == "gpt2" or (name in TOKENIZERS and TOKENIZERS[name].learns):
+        return (50_257, "GPT-2's") if name == "gpt2" else (config.model.vocab_size, "decided when the data is prepared")
+    return load_tokenizer(name).vocab_size, f"of the tokenizer {name}"
 
 
 def shown(value: object) -> str:

@@ -22,7 +22,7 @@ def main() -> NoReturn:
     if is_debugging:
         arguments.remove("--debug")
     else:
-        sys.excepthook = _one_line
+        sys.excepthook = _tell_a_bug
     _prepare_streams()
     try:
         code, message = run(arguments), ""
@@ -33,7 +33,7 @@ def main() -> NoReturn:
     code, message = _with_output_flushed(code, message)
     if message:
         with contextlib.suppress(OSError):  # nobody can be told
-            print(f"quill: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+            print(f"quill: {_on_one_line(message)}", file=sys.stderr, flush=True)
     _discard_unwritable(sys.stderr)
     sys.exit(code)
 
@@ -122,8 +122,14 @@ def _discard_unwritable(stream: TextIO) -> OSError | None:
     return None
 
 
-def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    print(f"quill: a bug: {kind.__name__}: {error}; add --debug to see where, and please report it", file=sys.stderr)
+def _on_one_line(message: str) -> str:
+    """The message with newlines, and whatever else a terminal obeys, written out."""
+    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in message)
+
+
+def _tell_a_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    what = _on_one_line(f"{kind.__name__}: {error}")
+    print(f"quill: a bug: {what}; add --debug to see where, and please report it", file=sys.stderr)
 
 
 if __name__ == "__main__":

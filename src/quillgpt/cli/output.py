@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,4 +51,4 @@ def run_console() -> "Console":
     """The console of a command that trains."""
     from rich.console import Console
 
-    return Console(file=Lines(sys.stdout), highlight=False)
+    return Console(file=cast(IO[str], Lines(sys.stdout)), highlight=False)

@@ -10,11 +10,15 @@ from quillgpt.recipes import default_out, read_recipe, recipe_names, superseded
 from quillgpt.recipes.aliases import ALIASES, NO, SWITCHES, YES, translate
 
 DESCRIPTION = """\
-Train by a recipe, or continue the run that is already in --out. The same command again continues after a stop.
+Train by a recipe, or continue the run that is already in --out: after a stop, the same command goes on.
 
-RECIPE: {recipes}, a .toml file, or a run's directory.
---dry-run shows every setting with its value, origin and meaning, and what follows; nothing is trained or written.
-Flags may be written --n-layer 4, --n_layer=4, --compile, --no-compile; nanoGPT's names work too (docs/settings.md)."""
+RECIPE is {recipes}, a .toml file, or a run's directory.
+
+With --dry-run nothing is trained or written: it shows every setting with its value, origin and meaning, and what \
+follows from them.
+
+Flags may be written --n-layer 4 or --n_layer=4, --compile or --no-compile; nanoGPT's names work too \
+(docs/settings.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """`quill train RECIPE [--flags]`: train, or continue, a run."""
 
 from quillgpt.cli.output import run_console
+from quillgpt.cli.prepare import progress_display
 from quillgpt.cli.settings import Settings, load_settings
 
 
@@ -21,7 +22,7 @@ def run(settings: Settings) -> int:
     from quillgpt.train.progress import Terminal
 
     console = run_console()
-    outcome = train(settings.config, Terminal(console))
+    outcome = train(settings.config, Terminal(console, progress_display))
     if ranks_from_environment().is_first:
         result = outcome.held_out
         console.print(

@@ -62,9 +62,10 @@ def encode_in_processes(
 
     def encode(batch: Batch) -> list[EncodedPiece]:
         worker = idle.get()
-        answer = worker.encode(batch)
-        idle.put(worker)
-        return answer
+        try:
+            return worker.encode(batch)
+        finally:
+            idle.put(worker)  # a dead one too, or the next thread would wait for it for ever
 
     waiting: deque[Future[list[EncodedPiece]]] = deque()
     threads = ThreadPoolExecutor(processes)

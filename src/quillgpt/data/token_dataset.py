@@ -7,16 +7,13 @@ a second or less is also read whole and compared with its checksums; `verify` do
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quillgpt.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, read_manifest
 from quillgpt.data.shard import REMEDY, Shard, ShardHeader, checked_tokens, open_shard, verify_shard
 from quillgpt.errors import DataError
-
-if TYPE_CHECKING:
-    from quillgpt.tokenizer import Tokenizer
+from quillgpt.tokenizer import Tokenizer, load_tokenizer
 
 VERIFY_BYTES = 1 << 28
 
@@ -111,10 +108,8 @@ class TokenDataset:
             raise DataError(f"{message}; run `quill prepare` with the model's tokenizer.json")
 
 
-def load_data_tokenizer(directory: Path) -> "Tokenizer":
+def load_data_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer that travels with prepared data; one that does not belong to the data is a `DataError`."""
-    from quillgpt.tokenizer import load_tokenizer
-
     manifest = read_manifest(directory)
     tokenizer = load_tokenizer(directory / TOKENIZER)
     if tokenizer.fingerprint != manifest.tokenizer["fingerprint"]:

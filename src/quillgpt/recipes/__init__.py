@@ -4,8 +4,9 @@ To add one: a file here. `extends = "NAME"` begins with another recipe's setting
 a file beside it; tables only group, and the names may be nanoGPT's (`aliases.py`).
 """
 
+import contextlib
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> tuple[dict[str, Any], di
         base = content.pop("extends")
         if not isinstance(base, str):
             raise ConfigError(f"{path}: extends = {shown(base)} is not the name of a recipe")
-        base_path = recipe_path(base, folder=path.parent)
+        with _named(path, "extends"):
+            base_path = recipe_path(base, folder=path.parent)
         chain = (*extended_by, path)
         if base_path.resolve() in [other.resolve() for other in chain]:
             raise ConfigError(f"{path}: extends {base_path}, which extends it; a recipe needs a beginning")
@@ -125,8 +127,18 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> tuple[dict[str, Any], di
 def _in_our_names(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {}
     for theirs, value in content.items():
-        for name, translated in translate(theirs, value).items():
-            if name in own:
-                raise ConfigError(f"{path}: {name} is set twice, once as {theirs}; leave one of them")
-            own[name] = translated
+        with _named(path):
+            ours = translate(theirs, value)
+        if twice := own.keys() & ours.keys():
+            raise ConfigError(f"{path}: {min(twice)} is set twice, once as {theirs}; leave one of them")
+        own |= ours
     return own
+
+
+@contextlib.contextmanager
+def _named(*places: object) -> Iterator[None]:
+    """Say where a wrong setting stands."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(": ".join([*map(str, places), str(error)])) from None

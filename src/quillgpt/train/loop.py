@@ -12,7 +12,7 @@ import torch
 from quillgpt import checkpoint
 from quillgpt.config import RunConfig
 from quillgpt.data.held_out import IGNORED_TARGET
-from quillgpt.distributed import Ranks, joined, ranks_from_environment, total
+from quillgpt.distributed import Ranks, first_goes_first, joined, ranks_from_environment, total
 from quillgpt.errors import Interrupted, Stopped
 from quillgpt.evaluate.held_out_loss import HeldOutLoss, device_for_sums, evaluate_held_out
 from quillgpt.hardware import detect
@@ -49,9 +49,16 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
     settings = config.train
     with contextlib.ExitStack() as stack:
         choices, reasons = resolve(config, detect(), ranks)
-        stack.enter_context(joined(ranks, backend=choices.dist_backend, timeout_seconds=settings.dist_timeout_seconds))
+        stack.enter_context(
+            joined(
+                ranks,
+                backend=choices.dist_backend,
+                timeout_seconds=settings.dist_timeout_seconds,
+                device=choices.device,
+            )
+        )
         run = stack.enter_context(opened_run(settings.out, ranks))
-        parts = set_up(run, config, choices, ranks, screen.say)
+        parts = set_up(run, config, choices, ranks, screen)
         model, optimizer, position, choices = parts.model, parts.optimizer, parts.position, parts.choices
         if settings.eval_only or position.step >= position.steps:
             return _already_done(run, parts, ranks, screen, eval_only=settings.eval_only)
@@ -105,9 +112,11 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
             screen.step(line)
             if ranks.is_first and every(position.step, settings.sample_every):
                 write_samples(run, model, parts.data.tokenizer, position.step, settings.seed)
-            if ranks.is_first and (stop or is_last or every(position.step, settings.save_every) or is_best):
+            if stop or is_last or every(position.step, settings.save_every) or is_best:
                 position.non_finite_in_a_row = guard.in_a_row
-                _save(run, config, parts, held_out)
+                with first_goes_first(ranks):  # a rank that left earlier would make torchrun end the one that saves
+                    if ranks.is_first:
+                        _save(run, config, parts, held_out)
             if stop and not is_last:
                 _leave(run, position.step, interrupted=interrupt)
         assert held_out is not None

@@ -1,7 +1,5 @@
 """The data of a run: prepared where it is missing, opened, and checked against the model's tokenizer."""
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,14 +8,15 @@ import numpy as np
 from quillgpt import checkpoint
 from quillgpt.config import DataConfig, RunConfig
 from quillgpt.data import load_data_tokenizer
+from quillgpt.data.directory import data_directory
 from quillgpt.data.held_out import HeldOutWindows
 from quillgpt.data.prepare import prepare
+from quillgpt.data.text_to_shards import Means
 from quillgpt.data.token_dataset import TokenDataset
 from quillgpt.distributed import Ranks, first_goes_first
 from quillgpt.errors import ConfigError
 from quillgpt.tokenizer import Tokenizer, bytes_per_token
-
-DATA = Path("data")
+from quillgpt.train.progress import Screen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class Data:
     bytes_per_token: np.ndarray
 
 
-def open_data(config: RunConfig, ranks: Ranks, say: Callable[[str], None]) -> Data:
+def open_data(config: RunConfig, ranks: Ranks, screen: Screen) -> Data:
     """Open the run's data; rank 0 first prepares what is missing and says where."""
     settings = data_settings(config)
     directory = data_directory(settings, config.model.vocab_size)
@@ -41,8 +40,9 @@ def open_data(config: RunConfig, ranks: Ranks, say: Callable[[str], None]) -> Da
                 raise ConfigError(
                     f"{directory}: no prepared data there; `quill prepare ... --out {directory}` makes it"
                 )
-            say(f"preparing {settings.source} in {directory}/ (once; later runs reuse it)")
-            prepare(settings, vocab_size=config.model.vocab_size, out=directory)
+            screen.say(f"preparing {settings.source} in {directory}/ (once; later runs reuse it)")
+            with screen.preparing() as show:
+                prepare(settings, vocab_size=config.model.vocab_size, out=directory, means=Means(progress=show))
         train = TokenDataset.open(directory, "train")
     tokenizer = load_data_tokenizer(directory)
     if config.train.init != "scratch":
@@ -63,25 +63,6 @@ def data_settings(config: RunConfig) -> DataConfig:
     if config.train.init == "scratch":
         return config.data
     return replace(config.data, tokenizer=str(checkpoint.find(config.train.init).path / checkpoint.TOKENIZER))
-
-
-def data_directory(settings: DataConfig, vocab_size: int) -> Path:
-    """Where prepared data is: as asked, or data/ with a name that tells apart what makes it different."""
-    if settings.data != "auto":
-        return Path(settings.data)
-    tokenizer = settings.tokenizer
-    details = [settings.path, settings.text_field, settings.errors, settings.documents]
-    if settings.source == "fineweb-edu":
-        details.append(settings.subset)
-    if "/" in tokenizer or tokenizer.endswith(".json"):
-        details.append(str(Path(tokenizer).resolve()))
-        tokenizer = "custom"
-    if tokenizer == "bpe":
-        tokenizer = f"bpe{vocab_size}"
-    name = f"{settings.source}-{tokenizer}"
-    if details[:4] != ["", "text", "strict", 0] or len(details) > 4:
-        name += "-" + hashlib.sha256(repr(details).encode()).hexdigest()[:8]
-    return DATA / name
 
 
 def evaluation_tokens(config: RunConfig) -> int:

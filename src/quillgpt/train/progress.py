@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quillgpt.config import ModelConfig
+from quillgpt.data.text_to_shards import Progress
 from quillgpt.model.sizes import parameter_count
 from quillgpt.train.curve import curve
 from quillgpt.train.resolve import Choices
@@ -22,11 +23,24 @@ CURVE_WIDTH, CURVE_HEIGHT = 60, 5
 PLAIN_LINES = 20  # about so many lines tell a run where there is no terminal
 
 
+ShowProgress = Callable[[Progress], None]
+
+
+@contextlib.contextmanager
+def unseen() -> Iterator[ShowProgress]:
+    """Show nothing of a preparation."""
+    yield lambda progress: None
+
+
 class Screen(Protocol):
     """What the loop tells whoever looks on."""
 
     def say(self, text: str) -> None:
         """Show one line that stays."""
+        ...
+
+    def preparing(self) -> contextlib.AbstractContextManager[ShowProgress]:
+        """Be ready to show how far a preparation of data is, until the block ends."""
         ...
 
     def training(
@@ -46,6 +60,10 @@ class Quiet:
     def say(self, text: str) -> None:
         """Do nothing."""
 
+    def preparing(self) -> contextlib.AbstractContextManager[ShowProgress]:
+        """Do nothing."""
+        return unseen()
+
     @contextlib.contextmanager
     def training(
         self, run: Path, model: ModelConfig, choices: Choices, reasons: Mapping[str, str], position: Position
@@ -60,8 +78,11 @@ class Quiet:
 class Terminal:
     """The screen of `quill train`: choices with their reasons, then a live view, or plain lines when piped."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(
+        self, console: Console, preparing: Callable[[], contextlib.AbstractContextManager[ShowProgress]] = unseen
+    ) -> None:
         self._console = console
+        self._preparing = preparing
         self._live: Live | None = None
         self._losses: list[float] = []
         self._held_out: Mapping[str, Any] = {}
@@ -71,6 +92,10 @@ class Terminal:
     def say(self, text: str) -> None:
         """Show one line that stays, above the live view."""
         self._console.print(Text(text, style="dim"), soft_wrap=True)
+
+    def preparing(self) -> contextlib.AbstractContextManager[ShowProgress]:
+        """Show a preparation as the terminal was told to."""
+        return self._preparing()
 
     @contextlib.contextmanager
     def training(

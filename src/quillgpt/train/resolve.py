@@ -10,7 +10,7 @@ import torch
 
 from quillgpt.config import ModelConfig, RunConfig, TrainConfig
 from quillgpt.distributed import Ranks
-from quillgpt.errors import ConfigError
+from quillgpt.errors import ConfigError, pick
 from quillgpt.hardware import Machine
 from quillgpt.model.sizes import parameter_count
 
@@ -44,12 +44,12 @@ def resolve(config: RunConfig, machine: Machine, ranks: Ranks) -> tuple[Choices,
     dtype, dtype_reason = choose_dtype(train.dtype, kind, machine)
     threads, threads_reason = choose_threads(train.threads, machine, ranks)
     compiled, compile_reason = choose_compile(train.compile, kind, machine)
+    if compiled:
+        check_compile_backend(train.compile_backend)
     batch_size, batch_reason = choose_batch_size(config, kind, dtype, machine, ranks)
     rows = global_rows(train, config.model, batch_size)
-    if rows < ranks.world_size:
-        raise ConfigError(f"a step has {rows} sequences for {ranks.world_size} ranks; expected at least one each")
+    check_rows(rows, ranks)
     batch_size = min(batch_size, -(-rows // ranks.world_size))
-    backend = {"cuda": "nccl"}.get(kind, "gloo") if train.dist_backend == "auto" else train.dist_backend
     choices = Choices(
         device=device,
         dtype=dtype,
@@ -57,7 +57,7 @@ def resolve(config: RunConfig, machine: Machine, ranks: Ranks) -> tuple[Choices,
         compile=compiled,
         compile_backend=train.compile_backend,
         matmul_precision=train.float32_matmul_precision,
-        dist_backend=backend,
+        dist_backend=choose_dist_backend(train.dist_backend, kind, machine, ranks),
         rows=rows,
         batch_size=batch_size,
         world_size=ranks.world_size,
@@ -73,16 +73,22 @@ def resolve(config: RunConfig, machine: Machine, ranks: Ranks) -> tuple[Choices,
 
 
 def choose_device(asked: str, machine: Machine, ranks: Ranks) -> tuple[str, str]:
-    """CUDA where there is a card, else MPS, else CPU; with several ranks each takes its own card."""
+    """CUDA where there is a card, else MPS, else CPU; several ranks take a card each, and never MPS."""
     if asked == "auto":
         if machine.cuda_devices:
             return f"cuda:{ranks.local_rank % machine.cuda_devices}", machine.name
-        return ("mps", "Apple GPU found") if machine.mps else ("cpu", f"no GPU found; {machine.name}")
+        if machine.mps and not ranks.is_parallel:
+            return "mps", "Apple GPU found"
+        return "cpu", "several ranks cannot share an Apple GPU" if machine.mps else f"no GPU found; {machine.name}"
     kind, _, index = asked.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
         raise ConfigError(f"device = {asked!r} does not exist; choose one of: auto, cpu, cuda, cuda:N, mps")
     if kind == "mps" and not machine.mps:
         raise ConfigError("device = mps: this machine has no Apple GPU that torch can use; use --device auto or cpu")
+    if kind == "mps" and ranks.is_parallel:
+        raise ConfigError(
+            f"device = mps: one rank only, got {ranks.world_size}; use --device cpu, or leave out torchrun"
+        )
     if kind == "cuda":
         number = int(index) if index else ranks.local_rank
         if number >= machine.cuda_devices:
@@ -122,6 +128,34 @@ def choose_compile(asked: str, kind: str, machine: Machine) -> tuple[bool, str]:
     if kind == "cpu" and machine.compiler:
         return False, "on a CPU only when asked, with --compile"
     return False, "no C++ compiler here" if kind == "cpu" else "not dependable on MPS"
+
+
+def check_compile_backend(name: str) -> None:
+    """Refuse a backend that torch.compile does not have; listing them loads the compiler, so the usual one passes."""
+    if name != "inductor":
+        from torch._dynamo import list_backends
+
+        pick(dict.fromkeys(list_backends(exclude_tags=())), name, "compile_backend")
+
+
+def choose_dist_backend(asked: str, kind: str, machine: Machine, ranks: Ranks) -> str:
+    """NCCL between CUDA cards, gloo elsewhere. NCCL wants a card for each rank of a machine."""
+    backend = ("nccl" if kind == "cuda" else "gloo") if asked == "auto" else asked
+    if backend == "nccl" and ranks.is_parallel:
+        have = f"{machine.cuda_devices} CUDA device(s)"
+        if kind != "cuda":
+            raise ConfigError(f"dist_backend = nccl: it works on CUDA only, the device is {kind}; use auto or gloo")
+        if ranks.local_world_size > machine.cuda_devices:
+            many = f"{ranks.local_world_size} ranks on this machine, {have}"
+            raise ConfigError(f"{many}; start torchrun with --nproc_per_node={machine.cuda_devices}")
+    return backend
+
+
+def check_rows(rows: int, ranks: Ranks) -> None:
+    """Refuse a global batch with fewer sequences than ranks."""
+    if rows < ranks.world_size:
+        remedy = "raise --batch-tokens or --gradient-accumulation-steps, or start fewer ranks"
+        raise ConfigError(f"a step has {rows} sequences for {ranks.world_size} ranks, at least one each; {remedy}")
 
 
 def choose_batch_size(config: RunConfig, kind: str, dtype: str, machine: Machine, ranks: Ranks) -> tuple[int, str]:

@@ -93,7 +93,8 @@ def former_choices(
             kept.pop(name, None)
     elif stored["world_size"] != choices.world_size:
         say(f"continuing, not bit-identical: ranks were {stored['world_size']}, are {choices.world_size}")
-        kept.pop("batch_size", None)
+        for name in ("batch_size", "threads"):
+            kept.pop(name, None)
     kept.pop("device", None)  # the same kind of device; its number is this process's own
     if not BATCH_SETTINGS & changes.keys():
         kept["rows"] = stored["rows"]

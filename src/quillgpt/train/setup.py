@@ -24,7 +24,8 @@ from quillgpt.optim import build_optimizer, load_state_tensors
 from quillgpt.run_dir import RunDirectory, config_toml, cut_metrics
 from quillgpt.train.calibrate import steps_for_minutes
 from quillgpt.train.open_data import Data, open_data
-from quillgpt.train.resolve import Choices
+from quillgpt.train.progress import Screen
+from quillgpt.train.resolve import Choices, check_rows
 from quillgpt.train.resume import Position, check_changes, former_choices, read_position
 from quillgpt.train.update import Wrapped, wrap_or_fall_back
 
@@ -58,15 +59,19 @@ def opened_run(out: str, ranks: Ranks) -> Iterator[RunDirectory]:
         yield run
 
 
-def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks, say: Say) -> Parts:
+def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks, screen: Screen) -> Parts:
     """Data, model, optimizer and loader: new ones, or those of the run's newest intact checkpoint."""
-    data = open_data(config, ranks, say)
+    say = screen.say
+    data = open_data(config, ranks, screen)
     found = checkpoint.newest_intact(run, say)
     if found is not None and config.train.fresh:
         raise CheckpointError(
             f"{run.path} already holds a run at step {found.step}; leave out --fresh, or choose --out"
         )
+    choices = dataclasses.replace(choices, rows=from_first(choices.rows, ranks, torch.device(choices.device)))
     position, choices = _begin(config, choices, found, data, say)
+    check_rows(choices.rows, ranks)
+    _check_same_start(run, position, choices, ranks)
     _set_up_torch(choices)
     model = _model(config, choices, data, found, say)
     position.steps = _steps(config, position, choices, ranks, model, data, say)
@@ -114,6 +119,14 @@ def _begin(
     if choices.rows != rows_now:
         position.row_changes.append([position.step, choices.rows])
     return position, choices
+
+
+def _check_same_start(run: RunDirectory, position: Position, choices: Choices, ranks: Ranks) -> None:
+    """Refuse ranks that found another checkpoint than rank 0, as on nodes that do not share the run directory."""
+    step = from_first(position.step, ranks, torch.device(choices.device))
+    if step != position.step:
+        found = f"rank 0 continues from step {step}, rank {ranks.rank} from step {position.step}"
+        raise CheckpointError(f"{run.path}: {found}; put --out where all nodes see the same files")
 
 
 def _model(config: RunConfig, choices: Choices, data: Data, found: Checkpoint | None, say: Say) -> GPT:

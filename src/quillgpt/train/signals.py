@@ -1,12 +1,18 @@
-"""SIGTERM, SIGINT and SIGUSR1 set a flag; the loop saves at the next step boundary and leaves. A second leaves now."""
+"""SIGTERM, SIGINT and SIGUSR1 set a flag; the loop saves at the next step boundary and leaves. A second leaves now.
+
+One request may arrive twice: Slurm and systemd signal every process of a job, and torchrun passes its own on. So the
+same signal again within `SAME_REQUEST_SECONDS` is not a second one, except Ctrl-C, which a person may press twice.
+"""
 
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+SAME_REQUEST_SECONDS = 2.0
 
 
 class StopRequest:
@@ -14,6 +20,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        self.arrived = 0.0
 
 
 @contextlib.contextmanager
@@ -22,10 +29,13 @@ def stop_requests() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def note(number: int, frame: FrameType | None) -> None:
+        is_same = number == request.signal != signal.SIGINT
+        if is_same and time.monotonic() - request.arrived < SAME_REQUEST_SECONDS:
+            return
         if request.signal:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        request.signal = number
+        request.signal, request.arrived = number, time.monotonic()
 
     previous = {}
     for name in NAMES:

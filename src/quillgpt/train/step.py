@@ -34,7 +34,8 @@ class TrainingStep(nn.Module):
         return torch.stack(sums).sum(), count
 
     def _loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = self.model.logits(hidden).float()  # (tokens, V)
+        logits = self.model.logits(hidden)  # (tokens, V)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, targets, ignore_index=IGNORED_TARGET, reduction="sum")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from quillgpt.distributed import Ranks
+from quillgpt.distributed import Ranks, total
 from quillgpt.evaluate.held_out_loss import autocast
 from quillgpt.model.gpt import GPT
 from quillgpt.optim import set_learning_rate
@@ -87,7 +87,7 @@ def to_device(tokens: Tensor, device: str) -> Tensor:
 def wrap_or_fall_back(
     model: GPT, choices: Choices, ranks: Ranks, say: Callable[[str], None]
 ) -> tuple[Wrapped, Choices]:
-    """Wrap the model; where compiling fails, say why and wrap it without.
+    """Wrap the model; where compiling fails on any rank, say why and wrap it without on all.
 
     The trial runs the step once on a batch of zeros and drops the gradients. With several ranks it runs on a copy,
     because a second reduction wrapped around the same weights would not replace the first.
@@ -99,10 +99,11 @@ def wrap_or_fall_back(
     wrapped = wrap(trial, alone)
     failure = _compile_failure(wrapped, alone, trial.config.context_length)
     trial.zero_grad(set_to_none=True)
-    if failure:
-        say(f"compile: off, because it failed here: {failure}")
+    failures = total(torch.tensor(int(failure != ""), device=choices.device), ranks).item()
+    if failures:
+        say(f"compile: off, because it failed here: {failure or 'on another rank'}")
         choices = dataclasses.replace(choices, compile=False)
-    return (wrap(model, choices, ranks) if failure or ranks.is_parallel else wrapped), choices
+    return (wrap(model, choices, ranks) if failures or ranks.is_parallel else wrapped), choices
 
 
 def _compile_failure(wrapped: Wrapped, choices: Choices, context_length: int) -> str:
