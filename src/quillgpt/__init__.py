@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from quillgpt.recipes import load_recipe as load_recipe
     from quillgpt.sample.generate import generate as generate
     from quillgpt.tokenizer import load_tokenizer as load_tokenizer
-    from quillgpt.train.loop import train as train
 
 PUBLIC = {
     "GPT": "quillgpt.model.gpt",
@@ -31,17 +30,18 @@ PUBLIC = {
     "load_model": "quillgpt.checkpoint",
     "load_recipe": "quillgpt.recipes",
     "load_tokenizer": "quillgpt.tokenizer",
-    "train": "quillgpt.train.loop",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is asked for."""
+    if name == "train":  # the folder, which is callable
+        return importlib.import_module("quillgpt.train")
     if name not in PUBLIC:
-        raise AttributeError(f"module 'quillgpt' has no attribute {name!r}; it has {', '.join(sorted(PUBLIC))}")
+        raise AttributeError(f"module 'quillgpt' has no attribute {name!r}; it has {', '.join(__dir__())}")
     return getattr(importlib.import_module(PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:
     """The public names."""
-    return sorted(PUBLIC)
+    return sorted([*PUBLIC, "train"])

@@ -1,4 +1,4 @@
-"""`quill`, with a record of what each rank trains on: `torchrun -m recorded_quill train ...` for `-m quillgpt train ...`.
+"""`quill`, with a record of what each rank trains on: `torchrun ... -m recorded_quill train ...`.
 
 $RECORD/rank-N.jsonl gets a line for each step: the step and a hash of every row of the rank's batch.
 """

@@ -115,7 +115,8 @@ def _compile_failure(wrapped: Wrapped, choices: Choices, context_length: int) ->
         gradients(wrapped, tokens, tokens, choices=choices, target_count=tokens.numel(), seed=0, step=0, rank=0)
     except (RuntimeError, TorchDynamoException, ImportError, OSError) as error:
         torch._dynamo.reset()
-        return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])  # "backend=... raised:", then by what
     return ""
 
 
