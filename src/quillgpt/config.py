@@ -217,7 +217,11 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything a run is made from; saved with it as config.toml, which is a recipe again."""
+    """Everything a run is made from; saved with it as config.toml, which is a recipe again.
+
+    config = quillgpt.RunConfig(model=quillgpt.ModelConfig(n_layer=2))
+    print(config.model.n_layer, config.optim.lr)  # 2 0.0006
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The shape of a GPT; the defaults are GPT-2 124M [Radford 2019, Table 2]."""

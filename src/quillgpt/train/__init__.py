@@ -1,14 +1,6 @@
 """Training: `loop.py` is the one function that trains; the other files are the parts it names.
 
-    import quillgpt
-
-    config = quillgpt.load_recipe("debug")
-    outcome = quillgpt.train(config)
-    print(outcome.step, outcome.held_out.bits_per_byte)
-    outcome = quillgpt.train(config)  # finished: evaluates, and changes nothing
-
-`quillgpt.train` is this folder and, when called, `loop.train`: Python gives a package's name to the folder, so the folder
-answers calls.
+This folder and the function share a name: `quillgpt.train(config)` is `quillgpt.train.loop.train(config)`.
 """
 
 import sys
@@ -21,11 +13,13 @@ if TYPE_CHECKING:
     from quillgpt.train.progress import Screen
 
 
-class _Train(ModuleType):
+class _CallableFolder(ModuleType):
+    """Python binds `quillgpt.train` to this module as soon as a file of it is imported; so it is the function too."""
+
     def __call__(self, config: "RunConfig", screen: "Screen | None" = None) -> "Outcome":
         from quillgpt.train.loop import train
 
         return train(config, screen)
 
 
-sys.modules[__name__].__class__ = _Train
+sys.modules[__name__].__class__ = _CallableFolder
