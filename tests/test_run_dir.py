@@ -152,8 +152,11 @@ def test_cutting_keeps_the_steps_up_to_the_checkpoint(step: int, kept: int, tmp_
 
 
 def test_the_newest_run_is_the_one_saved_last(tmp_path: Path) -> None:
-    for age, name in enumerate(["newest", "older", "oldest"]):
-        (tmp_path / name / "checkpoints").mkdir(parents=True)
+    for age, name in enumerate(["never-saved", "being-saved", "newest", "older"]):
+        step = {"never-saved": "", "being-saved": ".tmp-step-000001"}.get(name, "step-000001")
+        (tmp_path / name / "checkpoints" / step).mkdir(parents=True)
+        if step:
+            (tmp_path / name / "checkpoints" / step / "manifest.json").touch()
         os.utime(tmp_path / name / "checkpoints", (10**9 - age, 10**9 - age))
     (tmp_path / "no-run").mkdir()
     (tmp_path / "file").touch()

@@ -213,12 +213,13 @@ def find(where: str | Path) -> Checkpoint:
 def load_model(where: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:
     """The model, in evaluation mode, and the tokenizer of a run or checkpoint directory.
 
-    model, tokenizer = quillgpt.load_model("runs/python")
-    tokens = torch.tensor([tokenizer.encode("def main")])
-    with torch.no_grad():
-        logits = model(tokens)[0, -1]  # of the token behind the text
-    for token in logits.topk(3).indices.tolist():
-        print(repr(tokenizer.decode([token])))
+    For example:
+        model, tokenizer = quillgpt.load_model("runs/python")
+        tokens = torch.tensor([tokenizer.encode("def main")])
+        with torch.no_grad():
+            logits = model(tokens)[0, -1]  # of the token behind the text
+        for token in logits.topk(3).indices.tolist():
+            print(repr(tokenizer.decode([token])))
     """
     checkpoint = find(where)
     model = GPT(ModelConfig(**checkpoint.manifest["model"])).to(device)

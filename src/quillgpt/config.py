@@ -22,11 +22,10 @@ Scalar = bool | int | float | str
 class ModelConfig:
     """The shape of a GPT; the defaults are GPT-2 124M [Radford 2019, Table 2].
 
-    small = quillgpt.ModelConfig(n_layer=2, n_head=2, n_embd=64, context_length=64, vocab_size=257)
-    print(small.n_embd // small.n_head, "channels a head")
-    model = quillgpt.GPT(small)
-    untied = dataclasses.replace(small, tied_head=False)
-    print(small == untied)  # False
+    For example:
+        small = quillgpt.ModelConfig(n_layer=2, n_head=2, n_embd=64, context_length=64, vocab_size=257)
+        model = quillgpt.GPT(dataclasses.replace(small, tied_head=False))
+        print(model.config.n_layer, model.config.tied_head)  # 2 False
     """
 
     n_layer: int = 12
@@ -57,13 +56,12 @@ class ModelConfig:
     """probability of dropping an activation while training"""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        _check_each(self)
         for name, largest in _LARGEST.items():
             _require(self, name, 1 <= getattr(self, name) <= largest, f"1 to {largest:,}")
         _require(self, "n_head", self.n_embd % self.n_head == 0, f"a divisor of n_embd = {self.n_embd}")
-        if self.position == "rotary":
-            even = (self.n_embd // self.n_head) % 2 == 0
-            _require(self, "n_head", even, f"n_embd / n_head even for rotary positions (n_embd = {self.n_embd})")
+        fits = self.position != "rotary" or self.n_embd // self.n_head % 2 == 0
+        _require(self, "n_head", fits, f"n_embd / n_head even for rotary positions (n_embd = {self.n_embd})")
         _require(self, "dropout", 0.0 <= self.dropout < 1.0, "at least 0 and below 1")
 
 
@@ -93,9 +91,9 @@ class DataConfig:
     """bytes that are not UTF-8: strict (stop and name the place) or replace (and count them)"""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        _check_each(self)
         _require(self, "documents", self.documents >= 0, "at least 0")
-        _require_one_of(self, "errors", ("strict", "replace"))
+        _one_of(self, "errors", "strict", "replace")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +126,7 @@ class OptimConfig:
     """largest global gradient norm; 0: no clipping"""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        _check_each(self)
         for name in ("lr", "min_lr", "weight_decay", "gradient_clip", "warmup_steps", "decay_steps"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
         _require(self, "min_lr", self.min_lr <= self.lr, f"at most lr = {self.lr}")
@@ -200,7 +198,7 @@ class TrainConfig:
     """run name for the tracker; auto: the run directory's name"""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        _check_each(self)
         counts = ("steps", "batch_tokens", "batch_size", "gradient_accumulation_steps", "eval_every", "eval_iters")
         for name in (*counts, "save_every", "sample_every", "seed"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
@@ -209,18 +207,19 @@ class TrainConfig:
         _require(self, "minutes", 0 <= self.minutes <= 1e6, "0 to 1,000,000")
         _require(self, "threads", 0 <= self.threads <= 1024, "0 to 1,024")
         _require(self, "dist_timeout_seconds", 1 <= self.dist_timeout_seconds <= 10**6, "1 to 1,000,000")
-        _require_one_of(self, "dtype", ("auto", "fp32", "bf16", "fp16"))
-        _require_one_of(self, "compile", ("auto", "on", "off"))
-        _require_one_of(self, "float32_matmul_precision", ("highest", "high", "medium"))
-        _require_one_of(self, "dist_backend", ("auto", "nccl", "gloo"))
+        _one_of(self, "dtype", "auto", "fp32", "bf16", "fp16")
+        _one_of(self, "compile", "auto", "on", "off")
+        _one_of(self, "float32_matmul_precision", "highest", "high", "medium")
+        _one_of(self, "dist_backend", "auto", "nccl", "gloo")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything a run is made from; saved with it as config.toml, which is a recipe again.
 
-    config = quillgpt.RunConfig(model=quillgpt.ModelConfig(n_layer=2))
-    print(config.model.n_layer, config.optim.lr)  # 2 0.0006
+    For example:
+        config = quillgpt.RunConfig(model=quillgpt.ModelConfig(n_layer=2))
+        print(config.model.n_layer, config.optim.lr)  # 2 0.0006
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -233,9 +232,8 @@ class RunConfig:
         train, context_length = self.train, self.model.context_length
         divides = train.batch_tokens % context_length == 0
         _require(train, "batch_tokens", divides, f"a multiple of context_length = {context_length}")
-        if train.batch_tokens and train.gradient_accumulation_steps:
-            both = "batch_tokens and gradient_accumulation_steps both set the global batch"
-            raise ConfigError(f"{both}; set batch_tokens = 0 or gradient_accumulation_steps = 0")
+        is_stated_once = not (train.batch_tokens and train.gradient_accumulation_steps)
+        _require(train, "batch_tokens", is_stated_once, "0, because gradient_accumulation_steps sets the global batch")
 
 
 GROUPS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "train": TrainConfig}
@@ -282,15 +280,17 @@ def updated(config: RunConfig, settings: Mapping[str, Any], *, where: str) -> Ru
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _check_types(config: Any) -> None:
+def _check_each(config: Any) -> None:
+    """What can be told of a value by itself."""
     for setting in dataclasses.fields(config):
-        check_type(setting.name, getattr(config, setting.name), type(setting.default))
-        _require(config, setting.name, getattr(config, setting.name) != "" or setting.name == "path", "something")
+        name, value = setting.name, getattr(config, setting.name)
+        check_type(name, value, type(setting.default))
+        require(name, value, value != "" or name == "path", "something")
 
 
 def _require(config: Any, name: str, holds: bool, expected: str) -> None:
     require(name, getattr(config, name), holds, expected)
 
 
-def _require_one_of(config: Any, name: str, choices: tuple[str, ...]) -> None:
+def _one_of(config: Any, name: str, *choices: str) -> None:
     pick(dict.fromkeys(choices), getattr(config, name), name)

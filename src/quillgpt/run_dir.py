@@ -39,8 +39,8 @@ def config_toml(config: RunConfig) -> str:
 
 
 def newest_run(runs: Path = RUNS) -> Path:
-    """The run whose metrics or checkpoints changed last; a `CheckpointError` says how to make one."""
-    candidates = [path for path in runs.glob("*") if (path / "checkpoints").is_dir()]
+    """The run that was saved last; a `CheckpointError` says how to make one."""
+    candidates = {path.parents[2] for path in runs.glob("*/checkpoints/[!.]*/manifest.json")}
     if not candidates:
         raise CheckpointError(f"no run in {runs}/; train one first, for example `quill train python --minutes 2`")
     return max(candidates, key=lambda path: (path / "checkpoints").stat().st_mtime)

@@ -1,15 +1,17 @@
 """Processes that compute the gradients of one global batch together, by the code that trains; a test starts them.
 
-python gradients_on_ranks.py FOLDER: starts 2 and then 4 processes. Each writes FOLDER/CASE-rank.safetensors with the
-gradients it ends with, and FOLDER/facts-WORLD-rank.json with what it counted.
+python gradients_on_ranks.py FOLDER RECIPE: starts 2 and then 4 processes. Each writes FOLDER/CASE-rank.safetensors with
+the gradients it ends with, and FOLDER/facts-WORLD-rank.json with what it counted. The two also begin the recipe's run.
 """
 
 import dataclasses
 import functools
 import json
 import os
+import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,12 +26,16 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from quillgpt.config import ModelConfig
+from quillgpt.config import ModelConfig, RunConfig, updated
 from quillgpt.data.held_out import IGNORED_TARGET
 from quillgpt.distributed import Ranks, joined, ranks_from_environment, total
+from quillgpt.errors import CheckpointError, Stopped
 from quillgpt.model.gpt import GPT
-from quillgpt.train import update
+from quillgpt.recipes import read_toml
+from quillgpt.run_dir import RunDirectory
+from quillgpt.train import loop, setup, update
 from quillgpt.train.resolve import Choices
+from quillgpt.train.resume import Position
 
 MODEL = ModelConfig(n_layer=3, n_head=2, n_embd=32, context_length=16, vocab_size=65)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -202,6 +208,43 @@ def fall_back_together(ranks: Ranks) -> dict[str, Any]:
     return {"said": said, "compile": choices.compile, "left gradients": len(left), "gradients": gradients_of(model)}
 
 
+def other_start(ranks: Ranks) -> str:
+    """What a rank says whose checkpoint is not rank 0's."""
+    position, choices = Position(step=100 - 10 * ranks.rank), choices_for(Case(world_size=ranks.world_size))
+    try:
+        setup._check_same_start(RunDirectory(Path("runs/apart")), position, choices, ranks)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def begin_and_leave(recipe: Path, folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """A run whose second rank has little memory, and whose first is asked to stop and takes a second to save."""
+    facts: dict[str, Any] = {}
+    detect, gradients, save = loop.detect, loop.gradients, loop._save
+
+    def spied_gradients(*args: Any, **kwargs: Any) -> Tensor:
+        facts["rows"] = len(args[1])
+        if ranks.is_first and kwargs["step"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return gradients(*args, **kwargs)
+
+    def slow_save(*args: Any) -> None:
+        time.sleep(1.0)
+        save(*args)
+        facts["saved"] = time.monotonic()
+
+    memory = 1 << 33 if ranks.is_first else 1 << 25
+    loop.detect = lambda: dataclasses.replace(detect(), cpu_memory_bytes=memory)
+    loop.gradients, loop._save = spied_gradients, slow_save
+    settings = {"batch_size": 0, "gradient_accumulation_steps": 0, "out": str(folder / "run"), "save_every": 0}
+    try:
+        loop.train(updated(RunConfig(), read_toml(recipe) | settings, where="test"))
+    except Stopped:
+        facts["left"] = time.monotonic()
+    return facts
+
+
 def on_two_ranks(folder: Path, ranks: Ranks) -> dict[str, Any]:
     """What is checked beside the cases."""
     for mutation in MUTATIONS:
@@ -213,12 +256,13 @@ def on_two_ranks(folder: Path, ranks: Ranks) -> dict[str, Any]:
         facts["compiled"], gradients = events_of_a_step(ranks, backend="aot_eager")
     safetensors.torch.save_file(gradients, folder / f"compiled-{ranks.rank}.safetensors")
     facts["fall back"] = fall_back_together(ranks)
+    facts["other start"] = other_start(ranks)
     gradients = facts["fall back"].pop("gradients")
     safetensors.torch.save_file(gradients, folder / f"fall back-{ranks.rank}.safetensors")
     return facts
 
 
-def rank_main(rank: int, world_size: int, port: int, folder: Path) -> None:
+def rank_main(rank: int, world_size: int, ports: tuple[int, int], folder: Path, recipe: Path) -> None:
     """One process: joins the others as under torchrun, and works through the cases of its world size."""
     os.environ.update(
         RANK=str(rank),
@@ -226,7 +270,7 @@ def rank_main(rank: int, world_size: int, port: int, folder: Path) -> None:
         WORLD_SIZE=str(world_size),
         LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
+        MASTER_PORT=str(ports[0]),
     )
     torch.set_num_threads(1)
     ranks = ranks_from_environment()
@@ -237,6 +281,9 @@ def rank_main(rank: int, world_size: int, port: int, folder: Path) -> None:
                     path = folder / f"{name}, {dtype_name}-{rank}.safetensors"
                     safetensors.torch.save_file(plain(case, dtype, ranks), path)
         facts = on_two_ranks(folder, ranks) if world_size == 2 else {}
+    if world_size == 2:
+        os.environ["MASTER_PORT"] = str(ports[1])
+        facts["run"] = begin_and_leave(recipe, folder, ranks)
     (folder / f"facts-{world_size}-{rank}.json").write_text(json.dumps(facts))
 
 
@@ -249,5 +296,5 @@ def free_port() -> int:
 
 if __name__ == "__main__":
     for processes in (2, 4):
-        arguments = (processes, free_port(), Path(sys.argv[1]))
+        arguments = (processes, (free_port(), free_port()), Path(sys.argv[1]), Path(sys.argv[2]))
         mp.start_processes(rank_main, args=arguments, nprocs=processes, start_method="fork")

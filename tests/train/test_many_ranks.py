@@ -52,18 +52,21 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), **more}
+    paths = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **more}
 
 
 # Gradients
 
 
-@pytest.fixture(scope="module")
-def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def computed(small_run: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What gradients_on_ranks.py leaves."""
 
     def make(folder: Path) -> None:
-        command = [sys.executable, on_ranks.__file__, str(folder)]
+        recipe = folder / "recipe.toml"
+        recipe.write_text(config_toml(small_run))
+        command = [sys.executable, on_ranks.__file__, str(folder), str(recipe)]
         with run_in_group(command, folder / "output.txt", environment()) as process:
             assert process.wait(PATIENCE_SECONDS) == 0, (folder / "output.txt").read_text()
 
@@ -147,6 +150,21 @@ def test_ranks_fall_back_to_eager_together(computed: Path) -> None:
         assert len(fact["said"]) == 1
         assert reason in fact["said"][0]
         assert distance(load_file(computed / f"fall back-{rank}.safetensors"), one_big_batch(8)) < 1e-6
+
+
+def test_a_rank_with_another_checkpoint_than_the_first_refuses(computed: Path) -> None:
+    assert facts(computed, 0)["other start"] == ""
+    message = facts(computed, 1)["other start"]
+    assert "runs/apart: rank 0 continues from step 100, rank 1 from step 90; put --out where all nodes" in message
+
+
+def test_ranks_with_unequal_memory_share_one_global_batch(computed: Path) -> None:
+    assert [facts(computed, rank)["run"]["rows"] for rank in range(2)] == [16, 16]  # of rank 0's 32
+
+
+def test_no_rank_leaves_before_the_checkpoint_is_saved(computed: Path) -> None:
+    saved = facts(computed, 0)["run"]["saved"]
+    assert all(facts(computed, rank)["run"]["left"] >= saved for rank in range(2))
 
 
 # Whole runs, by torchrun

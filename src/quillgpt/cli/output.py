@@ -17,6 +17,7 @@ class Lines:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._is_told = False
         self.encoding = stream.encoding
 
     def write(self, text: str) -> int:
@@ -45,6 +46,10 @@ class Lines:
     def _lost(self, error: OSError) -> None:
         if isinstance(error, BrokenPipeError):
             signal.raise_signal(signal.SIGTERM)
+        elif not self._is_told:
+            self._is_told = True
+            reason = f"standard output cannot be written: {error.strerror}"
+            print(f"quill: {reason}; the run goes on without its lines", file=sys.stderr)
 
 
 def run_console() -> "Console":

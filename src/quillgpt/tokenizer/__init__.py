@@ -27,13 +27,14 @@ TOKENIZERS: dict[str, TokenizerKind] = {
 def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
     """The tokenizer of that name (one that needs no training), of a tokenizer.json, or of a directory that holds one.
 
-    tokenizer = quillgpt.load_tokenizer("byte")
-    tokens = tokenizer.encode("naïve 🙂")
-    print(tokens[:4])  # [110, 97, 195, 175]
-    print(tokenizer.decode(tokens))  # naïve 🙂
-    print(tokenizer.vocab_size, tokenizer.end_of_text)  # 257 256
-    gpt2 = quillgpt.load_tokenizer("gpt2")
-    print(gpt2.encode("Hello world"))  # [15496, 995]
+    For example:
+        tokenizer = quillgpt.load_tokenizer("byte")
+        tokens = tokenizer.encode("naïve 🙂")
+        print(tokens[:4])  # [110, 97, 195, 175]
+        print(tokenizer.decode(tokens))  # naïve 🙂
+        print(tokenizer.vocab_size, tokenizer.end_of_text)  # 257 256
+        gpt2 = quillgpt.load_tokenizer("gpt2")
+        print(gpt2.encode("Hello world"))  # [15496, 995]
     """
     if isinstance(name_or_path, str) and name_or_path in TOKENIZERS:
         return _ready_made(name_or_path)

@@ -41,15 +41,16 @@ class Outcome:
 def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
     """Train by the settings, or continue the run that is in `train.out`; return how it ended.
 
+    Prepares missing data. A signal or Ctrl-C ends the run at a step boundary, saved, and raises `Stopped` or
+    `Interrupted`; the same call continues it, on a CPU bit for bit.
+
+    For example:
         config = quillgpt.load_recipe("debug", steps=50, device="cpu", out="runs/first")
         outcome = quillgpt.train(config)
         print(outcome.step)  # 50
         print(outcome.held_out.loss, "nats per token,", outcome.held_out.bits_per_byte, "bits per byte")
         model, tokenizer = quillgpt.load_model(outcome.run)
         print(quillgpt.generate(model, tokenizer, "def ", max_new_tokens=100)[0])
-
-    Prepares missing data. A signal or Ctrl-C ends the run at a step boundary, saved, and raises `Stopped` or
-    `Interrupted`; the same call continues it, on a CPU bit for bit.
     """
     ranks = ranks_from_environment()
     screen = screen if screen is not None and ranks.is_first else Quiet()
