@@ -96,6 +96,10 @@ FAILURES: dict[str, dict[str, Any]] = {
 }
 
 
+LASTING = ("read-only", "disk gone")
+"""failures after which nothing can be tidied up either, until the next start"""
+
+
 def failing(patch: pytest.MonkeyPatch, failure: str, at: int) -> Disk:
     """A disk with this failure at this operation."""
     settings = dict(FAILURES[failure])

@@ -99,7 +99,11 @@ def test_a_value_at_its_limit_is_taken(name: str, value: Scalar) -> None:
     assert flatten(updated(RunConfig(), {name: value}, where="test"))[name] == expected
 
 
-@pytest.mark.parametrize("value", [None, True, 1, 1.5, "text", b"bytes", [1], {}, (), object(), 1 + 2j], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 1, 1.5, "text", b"bytes", [1], {}, (), object(), 1 + 2j],
+    ids=lambda value: type(value).__name__,
+)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_value_of_another_type_is_refused_also_from_python(name: str, value: object) -> None:
     wanted = type(DEFAULTS[name])

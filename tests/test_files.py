@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fault_injection import FAILURES, KILLED, Disk, exit_code_of_fork, failing
+from fault_injection import FAILURES, KILLED, LASTING, Disk, exit_code_of_fork, failing
 from quillgpt import checkpoint, files
 from quillgpt.config import ModelConfig
 from quillgpt.errors import DiskError, LockedError
@@ -136,6 +136,7 @@ def test_a_failure_at_any_operation_leaves_the_old_or_the_new_and_names_the_plac
         message = disk_error(lambda folder=folder: SWAPS[name][1](folder), failure, at)
         is_done = message is None
         assert message is None or message.startswith(str(folder))
+        assert failure in LASTING or not any(".tmp-" in path for path in tree(folder)), f"operation {at}"
         assert recovered(folder) in (contents(before), contents(after)), f"operation {at}"
         assert not is_done or tree(folder) == after
     assert at > 5

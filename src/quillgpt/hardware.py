@@ -132,10 +132,10 @@ def _cpu_has_bf16() -> bool:
     if hasattr(torch.cpu, "_is_avx512_bf16_supported") and torch.cpu._is_avx512_bf16_supported():
         return True
     try:
-        info = Path("/proc/cpuinfo").read_text()
+        words = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
-    return any(flag in info for flag in (" avx512_bf16", " amx_bf16", " bf16 "))
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
 
 
 def _has_compiler() -> bool:

@@ -148,9 +148,14 @@ def test_help_is_quick(words: list[str], limit: float) -> None:
     assert processor_seconds(*words) < limit
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"]], ids=" ".join)
 class TestStandardOutput:
     """What stands at the other end of the pipe."""
+
+    @pytest.fixture(autouse=True)
+    def buffering(self, unbuffered: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
 
     def test_a_closed_pipe_is_quiet(self, words: list[str]) -> None:
         reader, writer = os.pipe()
@@ -187,6 +192,11 @@ class TestStandardOutput:
         done = quill(*words, env={**keep, "LC_ALL": "C", "PYTHONIOENCODING": encoding, "TERM": "dumb"})
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.isascii() or encoding != "ascii"
+
+
+def test_what_a_terminal_cannot_show_is_escaped() -> None:
+    done = failing("print('naïve 🙂'); return 0", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "na\\xefve \\U0001f642\n", "")
 
 
 def test_an_error_keeps_its_code_where_nobody_can_be_told() -> None:

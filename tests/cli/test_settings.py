@@ -115,7 +115,7 @@ def test_flags_are_forgiving_about_names(line: str, expected: dict[str, object])
         "--n-layer 3 4": "4",
         "--help=1": "no flag --help",
         "--steps 5 --minutes 2": "--steps and --minutes both set how long to train",
-        "--batch-tokens 1024 --gradient-accumulation-steps 2": "expected 0, because gradient_accumulation_steps sets the global batch",
+        "--batch-tokens 1024 --gradient-accumulation-steps 2": "expected 0, because gradient_accumulation_steps",
         "--batch-tokens 100": "batch_tokens = 100 is not possible: expected a multiple of context_length = 64",
         "--n-head 3": "n_head = 3 is not possible: expected a divisor of n_embd = 64",
     }.items(),

@@ -234,7 +234,7 @@ def begin_and_leave(recipe: Path, folder: Path, ranks: Ranks) -> dict[str, Any]:
         save(*args)
         facts["saved"] = time.monotonic()
 
-    memory = 1 << 33 if ranks.is_first else 1 << 25
+    memory = 1 << 33 if ranks.is_first else 1 << 23
     loop.detect = lambda: dataclasses.replace(detect(), cpu_memory_bytes=memory)
     loop.gradients, loop._save = spied_gradients, slow_save
     settings = {"batch_size": 0, "gradient_accumulation_steps": 0, "out": str(folder / "run"), "save_every": 0}

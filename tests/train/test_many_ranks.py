@@ -35,7 +35,7 @@ from quillgpt.train.loop import train
 from quillgpt.train.progress import Quiet
 
 HERE = Path(__file__).parent
-PATIENCE_SECONDS = 120  # for what takes 10 on an idle machine
+PATIENCE_SECONDS = 90  # for what takes 10 on an idle machine
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
@@ -67,7 +67,7 @@ def computed(small_run: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> 
         recipe = folder / "recipe.toml"
         recipe.write_text(config_toml(small_run))
         command = [sys.executable, on_ranks.__file__, str(folder), str(recipe)]
-        with run_in_group(command, folder / "output.txt", environment()) as process:
+        with process_of(command, folder / "output.txt", environment()) as process:
             assert process.wait(PATIENCE_SECONDS) == 0, (folder / "output.txt").read_text()
 
     return made_once(tmp_path_factory, "gradients", make)
@@ -171,18 +171,17 @@ def test_no_rank_leaves_before_the_checkpoint_is_saved(computed: Path) -> None:
 
 
 @contextlib.contextmanager
-def run_in_group(command: list[str], output: Path, variables: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process in a group of its own, which is ended with the block whatever happens."""
+def process_of(command: list[str], output: Path, variables: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that is ended with the block whatever happens, its children too (torchrun's have their own groups)."""
     with output.open("wb") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=variables, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=variables)
     try:
         yield process
     finally:
         if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            for pid in [*children(process), process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
 
 
@@ -224,7 +223,7 @@ def signalled(config: RunConfig, folder: Path, name: str, number: int, *, worker
     before = lines_of(run)
     command = [*torchrun("--standalone", "--nproc_per_node=2", module="recorded_quill"), str(folder / "recipe.toml")]
     record = environment(RECORD=str(folder))
-    with run_in_group([*command, "--out", config.train.out], output, record) as process:
+    with process_of([*command, "--out", config.train.out], output, record) as process:
         patience = time.monotonic() + PATIENCE_SECONDS
         while lines_of(run) < before + 12:
             assert process.poll() is None, output.read_text()
@@ -391,7 +390,7 @@ def test_two_nodes_continue_the_run_of_one_process(long_run: RunConfig, tmp_path
     with contextlib.ExitStack() as stack:
         nodes = [
             stack.enter_context(
-                run_in_group(
+                process_of(
                     [*torchrun(*where, f"--node_rank={node}", module="quillgpt"), *words],
                     tmp_path / f"node-{node}.txt",
                     environment(),

@@ -242,6 +242,6 @@ def test_a_saved_config_is_a_recipe_that_repeats_the_run(small_run: RunConfig, t
 
     outcome = train(small_run)
     again = load_recipe(str(outcome.run / "config.toml"))
-    assert again == replace(small_run, train=replace(small_run.train, out="auto"))
+    assert again == replace(small_run, train=replace(small_run.train, out="runs/run-again"))
     train(updated(again, {"out": str(tmp_path / "again")}, where="test"))
     assert_same_run(small_run.train.out, str(tmp_path / "again"))

@@ -76,8 +76,9 @@ def consequence_rows(config: RunConfig) -> list[Row]:
     tokens_per_step = choices.rows * model.context_length
     tokens = config.train.steps * tokens_per_step
     micro_batches = -(-choices.rows // (choices.batch_size * ranks.world_size))
-    memory = estimated_memory_bytes(model, choices.batch_size, choices.dtype)
-    free = machine.cpu_memory_bytes if choices.device == "cpu" else machine.device_memory_bytes
+    kind = choices.device.partition(":")[0]
+    memory = estimated_memory_bytes(model, choices.batch_size, choices.dtype, kind)
+    free = machine.device_memory_bytes if kind == "cuda" else machine.cpu_memory_bytes
     rows = [
         ("vocabulary", f"{vocab_size:,} tokens", vocabulary_reason),
         ("parameters", f"{parameter_count(model):,}", f"{flops_per_token(model):,} operations to train on a token"),

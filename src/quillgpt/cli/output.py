@@ -1,5 +1,7 @@
 """Standard output of a long run, whose lines matter less than the run."""
 
+import contextlib
+import os
 import signal
 import sys
 from typing import IO, TYPE_CHECKING, TextIO, cast
@@ -9,15 +11,14 @@ if TYPE_CHECKING:
 
 
 class Lines:
-    """A text stream that loses lines where it cannot write them, and stops the run where nobody reads any more.
+    """A text stream that stops the run where nobody reads any more, and loses lines where they cannot be written.
 
-    On a full disk (`quill train ... > log`) the run goes on without its lines. A closed pipe (`quill train ... | head`)
-    is what SIGTERM is: the run ends at the next step boundary, saved.
+    A closed pipe (`quill train ... | head`) is what SIGTERM is: the run ends at the next step boundary, saved. On a
+    full disk (`quill train ... > log`) the run goes on without its lines.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._is_told = False
         self.encoding = stream.encoding
 
     def write(self, text: str) -> int:
@@ -25,7 +26,7 @@ class Lines:
         try:
             return self._stream.write(text)
         except OSError as error:
-            self._lost(error)
+            self._lose(error)
             return len(text)
 
     def flush(self) -> None:
@@ -33,7 +34,7 @@ class Lines:
         try:
             self._stream.flush()
         except OSError as error:
-            self._lost(error)
+            self._lose(error)
 
     def isatty(self) -> bool:
         """Whether a terminal shows the lines."""
@@ -43,13 +44,15 @@ class Lines:
         """The stream's descriptor."""
         return self._stream.fileno()
 
-    def _lost(self, error: OSError) -> None:
+    def _lose(self, error: OSError) -> None:
+        # From here on nothing can fail: a second SIGTERM would end the run at once, unsaved.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
         if isinstance(error, BrokenPipeError):
             signal.raise_signal(signal.SIGTERM)
-        elif not self._is_told:
-            self._is_told = True
+        else:
             reason = f"standard output cannot be written: {error.strerror}"
-            print(f"quill: {reason}; the run goes on without its lines", file=sys.stderr)
+            with contextlib.suppress(OSError):  # the same terminal, gone
+                print(f"quill: {reason}; the run goes on without its lines", file=sys.stderr)
 
 
 def run_console() -> "Console":

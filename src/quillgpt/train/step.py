@@ -45,8 +45,8 @@ def derived_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
     The four numbers are mixed by SplitMix64's finaliser [Steele 2014, figure 17], each after the one before.
     """
     mask = (1 << 64) - 1
-    mixed = seed & mask
-    for value in (step, micro_batch, rank):
+    mixed = 0
+    for value in (seed, step, micro_batch, rank):
         mixed = (mixed + value + 0x9E3779B97F4A7C15) & mask
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
         mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
