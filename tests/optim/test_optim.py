@@ -78,7 +78,7 @@ def test_an_optimizer_continues_from_its_saved_state_exactly(name: str) -> None:
 def test_state_of_a_parameter_the_model_lacks_is_refused() -> None:
     model = Small()
     optimizer = build_optimizer(model, OptimConfig())
-    with pytest.raises(CheckpointError, match="other.exp_avg"):
+    with pytest.raises(CheckpointError, match=r"other\.exp_avg"):
         load_state_tensors(optimizer, model, [("other.exp_avg", torch.zeros(1))])
 
 
