@@ -24,6 +24,12 @@ MODEL = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=8, vocab_s
 TOKENIZER = load_tokenizer("byte")
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is synced is recorded where it matters; here nothing loses power."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 def tree(folder: Path) -> Tree:
     """Every file and directory below the folder, with its content."""
     return {

@@ -1,9 +1,6 @@
 """--dry-run: every setting with value, origin and meaning, what follows from them, and nothing written."""
 
-import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -161,16 +158,3 @@ def test_the_largest_possible_model_is_shown_in_seconds_without_its_memory(show:
     shown = show("debug --n-layer 100 --n-embd 65536 --n-head 1 --batch-size 1 --device cpu")
     assert int(shown["parameters"].split()[0].replace(",", "")) > 5e12
     assert time.perf_counter() - started < 20
-
-
-def test_a_closed_pipe_or_a_full_disk_is_no_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "quillgpt", "train", "debug", "--dry-run"]
-    reader, writer = os.pipe()
-    os.close(reader)
-    closed = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=60)
-    os.close(writer)
-    assert (closed.returncode, closed.stderr) == (0, "")
-    if Path("/dev/full").exists():
-        with open("/dev/full", "w") as full:
-            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=60)
-        assert (done.returncode, done.stderr.count("\n"), "No space left" in done.stderr) == (74, 1, True)

@@ -194,6 +194,15 @@ class TestStandardOutput:
         assert done.stdout.isascii() or encoding != "ascii"
 
 
+def test_a_table_into_a_closed_pipe_is_quiet() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    body = "from rich.console import Console; Console().print('row ' * 10**5); return 0"
+    done = failing(body, capture_output=False, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_a_terminal_cannot_show_is_escaped() -> None:
     done = failing("print('naïve 🙂'); return 0", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stdout, done.stderr) == (0, "na\\xefve \\U0001f642\n", "")

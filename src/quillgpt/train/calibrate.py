@@ -1,6 +1,7 @@
 """How many steps fit into some minutes: a short measurement on a throw-away copy."""
 
 import copy
+import statistics
 import time
 from dataclasses import replace
 
@@ -14,8 +15,9 @@ from quillgpt.train.open_data import Data
 from quillgpt.train.resolve import DTYPES, Choices
 from quillgpt.train.update import Wrapped, gradients, wrap
 
-WARMUP_STEPS = 2
-MEASURE_SECONDS = 4.0
+WARMUP_SECONDS = 1.5  # the first steps fill caches and memory pools
+MEASURE_SECONDS = 5.0
+FEWEST_STEPS = 3
 
 
 def steps_for_minutes(config: RunConfig, choices: Choices, model: GPT, data: Data) -> int:
@@ -39,10 +41,10 @@ def _step_seconds(config: RunConfig, choices: Choices, model: GPT) -> float:
     own_rows = max(1, choices.rows // choices.world_size)
     shape = (own_rows, trial.config.context_length + 1)
     tokens = torch.randint(trial.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-    steps, started = -WARMUP_STEPS, 0.0
-    while steps <= 0 or time.perf_counter() - started < MEASURE_SECONDS:
-        if steps == 0:
-            started = time.perf_counter()
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < FEWEST_STEPS or time.perf_counter() - began < WARMUP_SECONDS + MEASURE_SECONDS:
+        started = time.perf_counter()
         gradients(
             wrapped,
             tokens[:, :-1],
@@ -53,10 +55,12 @@ def _step_seconds(config: RunConfig, choices: Choices, model: GPT) -> float:
             step=0,
             rank=0,
         ).item()
+        torch.nn.utils.clip_grad_norm_(trial.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        steps += 1
-    return (time.perf_counter() - started) / steps
+        if started - began >= WARMUP_SECONDS or not times:
+            times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])  # a pause of the machine is not the step's time
 
 
 def _evaluation_seconds(choices: Choices, model: GPT, data: Data) -> float:
