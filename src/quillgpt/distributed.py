@@ -66,7 +66,11 @@ def joined(ranks: Ranks, *, backend: str, timeout_seconds: int, device: str = "c
         return
     if backend == "nccl":
         torch.cuda.set_device(device)
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
+    try:
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
+    except dist.DistError as error:
+        who = f"rank {ranks.rank} of {ranks.world_size} waited for the others in vain ({str(error).splitlines()[0]})"
+        raise ConfigError(f"{who}; check that all nodes were started, and --master_addr and --master_port") from error
     try:
         yield
     except RuntimeError as error:

@@ -11,7 +11,7 @@ import torch
 
 from quillgpt import checkpoint
 from quillgpt.config import RunConfig, updated
-from quillgpt.errors import NonFiniteError
+from quillgpt.errors import ConfigError, NonFiniteError, OutOfMemory
 from quillgpt.evaluate.held_out_loss import HeldOutLoss
 from quillgpt.recipes import load_recipe
 from quillgpt.run_dir import RunDirectory, read_metrics
@@ -147,6 +147,41 @@ def test_three_bad_steps_in_a_row_end_the_run_with_its_checkpoint_intact(
 def test_two_bad_steps_and_a_good_one_go_on(small_run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "gradients", poisoned({3, 4, 6, 7}, math.nan))
     assert train(small_run).step == 20
+
+
+@pytest.mark.parametrize("spoil", [{"lr": 1e300}, {"weight_decay": 1e300}])
+@pytest.mark.parametrize("save_every", [0, 1])
+def test_weights_that_are_not_finite_are_never_saved(
+    small_run: RunConfig, spoil: dict[str, float], save_every: int
+) -> None:
+    config = changed(small_run, steps=3, warmup_steps=0, save_every=save_every, **spoil)
+    with pytest.raises(NonFiniteError, match="the last good checkpoint is intact"):
+        train(config)
+    assert checkpoint.committed(run_of(config)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("schedule", "foo"), ("optimizer", "adam"), ("track", "wandbb"), ("source", "text2"), ("mlp", "gelu2")],
+)
+def test_a_menu_name_is_checked_before_anything_is_made(small_run: RunConfig, name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} = '{value}' does not exist"):
+        train(changed(small_run, **{name: value}))
+    assert not Path(small_run.train.out).exists()
+
+
+def test_a_batch_that_clearly_does_not_fit_is_refused_at_once(small_run: RunConfig) -> None:
+    huge = changed(small_run, batch_size=10_000_000, gradient_accumulation_steps=1)
+    with pytest.raises(OutOfMemory, match="lower --batch-size") as raised:
+        train(huge)
+    assert raised.value.exit_code == 71
+
+
+def test_a_run_without_a_name_goes_into_runs(
+    small_run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(changed(small_run, steps=1, out="auto")).run == Path("runs/run")
 
 
 def test_an_infinite_gradient_counts_unless_the_loss_scale_is_being_found() -> None:

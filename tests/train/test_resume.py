@@ -95,7 +95,7 @@ def test_kill_and_resume_is_bitwise_the_same_run(small_run: RunConfig, tmp_path:
     assert_same_run(config.train.out, whole.train.out)
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGHUP", 75), ("SIGINT", 130)])
 def test_a_signal_saves_the_finished_step_and_the_run_continues_from_it(
     small_run: RunConfig, tmp_path: Path, name: str, code: int
 ) -> None:

@@ -48,4 +48,4 @@ def check_space(directory: Path, needed_bytes: int, usage: Callable[[Path], shut
     needed = int(needed_bytes * MARGIN)
     if free < needed:
         have = f"needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free there"
-        raise DiskError(f"{directory}: {have}; free some space, choose another --out, or limit it with --documents")
+        raise DiskError(f"{directory}: {have}; free some space, choose another directory, or limit it with --documents")

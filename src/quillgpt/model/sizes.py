@@ -1,5 +1,6 @@
 """The four published GPT-2 models, and what follows from a model's shape: parameters and arithmetic."""
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -24,6 +25,7 @@ PUBLISHED_PARAMETERS: Mapping[str, int] = {
 """numbers in the released weights (Table 2's 117M and 345M are miscounts)"""
 
 
+@functools.cache
 def parameter_count(config: ModelConfig) -> int:
     """How many numbers the model learns: every weight once, the vocabulary's padding not counted."""
     with torch.device("meta"):  # shapes without memory, so that any size can be asked for

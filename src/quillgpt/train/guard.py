@@ -2,9 +2,13 @@
 
 import math
 
+import torch
+from torch import nn
+
 from quillgpt.errors import NonFiniteError
 
 LIMIT_IN_A_ROW = 3
+ADVICE = "the last good checkpoint is intact; lower --lr, raise --warmup-steps, or try --dtype fp32"
 
 
 class Guard:
@@ -36,5 +40,17 @@ class Guard:
     def stop_if_hopeless(self, message: str) -> None:
         """Raise `NonFiniteError` at the limit."""
         if self.in_a_row >= LIMIT_IN_A_ROW:
-            advice = "the last good checkpoint is intact; lower --lr, raise --warmup-steps, or try --dtype fp32"
-            raise NonFiniteError(f"{message}; stopping: {advice}")
+            raise NonFiniteError(f"{message}; stopping: {ADVICE}")
+
+
+def stop_unless_finite(held_out_loss: float, *, step: int) -> None:
+    """Raise `NonFiniteError` for a held-out loss that is not a number: then the weights are not either."""
+    if not math.isfinite(held_out_loss):
+        raise NonFiniteError(f"step {step}: held-out loss {held_out_loss:.4g}; stopping: {ADVICE}")
+
+
+def check_weights(model: nn.Module, *, step: int) -> None:
+    """Refuse to save weights that are not finite; a `NonFiniteError` names the first."""
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise NonFiniteError(f"step {step}: {name} is not finite, so nothing is saved; stopping: {ADVICE}")

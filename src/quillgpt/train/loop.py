@@ -19,10 +19,10 @@ from quillgpt.hardware import detect
 from quillgpt.optim import state_tensors
 from quillgpt.optim.schedules import learning_rate
 from quillgpt.run_dir import RunDirectory, config_toml
-from quillgpt.train.guard import Guard
+from quillgpt.train.guard import Guard, check_weights, stop_unless_finite
 from quillgpt.train.metrics import Metrics
 from quillgpt.train.progress import Quiet, Screen
-from quillgpt.train.resolve import DTYPES, resolve
+from quillgpt.train.resolve import DTYPES, check_memory, resolve
 from quillgpt.train.setup import Parts, opened_run, set_up
 from quillgpt.train.signals import stop_requests
 from quillgpt.train.update import apply_update, gradients
@@ -56,7 +56,9 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
     screen = screen if screen is not None and ranks.is_first else Quiet()
     settings = config.train
     with contextlib.ExitStack() as stack:
-        choices, reasons = resolve(config, detect(), ranks)
+        machine = detect()
+        choices, reasons = resolve(config, machine, ranks)
+        check_memory(config.model, choices, machine, ranks)
         stack.enter_context(
             joined(
                 ranks,
@@ -111,6 +113,7 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
             held_out, is_best = None, False
             if every(position.step, settings.eval_every) or is_last:
                 held_out = _evaluate(parts, ranks)
+                stop_unless_finite(held_out.loss, step=position.step)
                 is_best = position.best_loss is None or held_out.loss < position.best_loss
                 if is_best:
                     position.best_loss, position.best_step = held_out.loss, position.step
@@ -175,6 +178,7 @@ def _already_done(run: RunDirectory, parts: Parts, ranks: Ranks, screen: Screen,
 
 def _save(run: RunDirectory, config: RunConfig, parts: Parts, held_out: HeldOutLoss | None) -> None:
     """Commit a checkpoint of where the run stands now, and delete those not to keep."""
+    check_weights(parts.model, step=parts.position.step)
     scaler = parts.wrapped.scaler
     parts.position.scaler = scaler.state_dict() if scaler is not None else {}
     checkpoint.save(

@@ -21,7 +21,7 @@ from quillgpt.errors import CheckpointError
 from quillgpt.hardware import cpu_name
 from quillgpt.model.gpt import GPT
 from quillgpt.optim import build_optimizer, load_state_tensors
-from quillgpt.run_dir import RunDirectory, config_toml, cut_metrics
+from quillgpt.run_dir import RUNS, RunDirectory, config_toml, cut_metrics
 from quillgpt.train.calibrate import steps_for_minutes
 from quillgpt.train.open_data import Data, open_data
 from quillgpt.train.progress import Screen
@@ -49,12 +49,13 @@ class Parts:
 @contextlib.contextmanager
 def opened_run(out: str, ranks: Ranks) -> Iterator[RunDirectory]:
     """The run's directory, locked by rank 0 for the length of the block and free of what a killed save left."""
-    run = RunDirectory(Path(out))
+    run = RunDirectory(RUNS / "run" if out == "auto" else Path(out))
     if not ranks.is_first:
         yield run
         return
     files.make_directory(run.checkpoints)
     with files.locked(run.path):
+        files.remove_leftovers(run.path)
         files.remove_leftovers(run.checkpoints)
         yield run
 

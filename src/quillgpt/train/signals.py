@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1 set a flag; the loop saves at the next step boundary and leaves. A second leaves now.
+"""A signal to stop sets a flag; the loop saves at the next step boundary and leaves. A second signal leaves now.
 
 One request may arrive twice: Slurm and systemd signal every process of a job, and torchrun passes its own on. So the
 same signal again within `SAME_REQUEST_SECONDS` is not a second one, except Ctrl-C, which a person may press twice.
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 SAME_REQUEST_SECONDS = 2.0
 
 
@@ -39,7 +39,8 @@ def stop_requests() -> Iterator[StopRequest]:
 
     previous = {}
     for name in NAMES:
-        if hasattr(signal, name):  # Windows has no SIGUSR1
+        number = getattr(signal, name, None)  # Windows has neither SIGUSR1 nor SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores SIGHUP
             try:
                 previous[name] = signal.signal(getattr(signal, name), note)
             except ValueError:
