@@ -5,7 +5,7 @@
     config = quillgpt.load_recipe("debug", steps=50)     # a recipe's settings, some of them changed
     outcome = quillgpt.train(config)                     # prepares the data, trains, saves in runs/debug
     model, tokenizer = quillgpt.load_model(outcome.run)
-    print(quillgpt.generate(model, tokenizer, "def ", max_new_tokens=100)[0])
+    print(quillgpt.generate(model, tokenizer, "def", max_new_tokens=100)[0])
 
 Names are imported when they are first used, so that `import quillgpt` is quick and needs no torch. What a user can
 mend is a `quillgpt.errors.QuillError`, whose text is one line.

@@ -20,16 +20,16 @@ Train the recipe `python` for two minutes, compare it with file compressors, and
 With --dry-run nothing is trained or written: it shows every setting with its value, origin and meaning, and what \
 follows from them."""
 
-PROMPTS = ("", "def ", "class ")
+PROMPTS = ("", "def", "class")  # no space behind: a token of Python begins with its space
 SAMPLE_TOKENS = 120
 
 NEXT = """\
 what to do next
-  more of this model        quill sample {run} -p "import " -m 300
+  more of this model        quill sample {run} -p "import" -m 300
   more minutes              quill train python --minutes 10 --out {run}
   your own text             quill train python --source text --path my_folder --out runs/mine
-  a GPT-2-shaped model      quill train shakespeare-char --help
-  every setting explained   quill train gpt2-124m --dry-run
+  GPT-2's own size          quill train gpt2-124m --dry-run    (OpenAI's weights cannot be loaded yet)
+  every setting explained   quill train python --dry-run
   the tests                 make test"""
 
 

@@ -50,7 +50,7 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
         print(outcome.step)  # 50
         print(outcome.held_out.loss, "nats per token,", outcome.held_out.bits_per_byte, "bits per byte")
         model, tokenizer = quillgpt.load_model(outcome.run)
-        print(quillgpt.generate(model, tokenizer, "def ", max_new_tokens=100)[0])
+        print(quillgpt.generate(model, tokenizer, "def", max_new_tokens=100)[0])
     """
     ranks = ranks_from_environment()
     screen = screen if screen is not None and ranks.is_first else Quiet()
