@@ -14,7 +14,9 @@ def explicit_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: fl
     query: (B, H, T, D), the last T of S positions. key, value: (B, H, S, D). Returns (B, H, T, D).
     """
     new, total, head_size = query.shape[2], key.shape[2], query.shape[3]
-    scores = query @ key.transpose(-2, -1) / math.sqrt(head_size)  # (B, H, T, S)
+    scores = (query / math.sqrt(head_size)) @ key.transpose(
+        -2, -1
+    )  # (B, H, T, S); dividing before is T x D work, not T x S
     scores = scores.masked_fill(~causal_mask(new, total, query.device), -math.inf)
     weights = scores.softmax(dim=-1)
     return F.dropout(weights, dropout) @ value  # (B, H, T, D)
