@@ -123,5 +123,4 @@ def show_samples(console: "Console", run: Path) -> None:
     for prompt in PROMPTS:
         text = generate(model, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS, temperature=0.7, top_k=50, seed=1)[0]
         console.rule(f"after {prompt!r}" if prompt else "from nothing", style="dim", align="left")
-        console.print(Text(prompt, style="bold") + Text(text), soft_wrap=True)
-    console.print()
+        console.print(Text(prompt, style="bold") + Text(text) + Text("\n"), soft_wrap=True)
