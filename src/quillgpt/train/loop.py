@@ -116,7 +116,7 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
                 stop_unless_finite(held_out.loss, step=position.step)
                 is_best = position.best_loss is None or held_out.loss < position.best_loss
                 if is_best:
-                    position.best_loss, position.best_step = held_out.loss, position.step
+                    position.best_loss = held_out.loss
             line = metrics.line(position, loss=loss, lr=lr, norm=norm, applied=applied, held_out=held_out)
             if held_out is not None or every(position.step, settings.log_every):
                 metrics.write(line)

@@ -32,7 +32,6 @@ class Position:
     step: int = 0
     steps: int = 0
     best_loss: float | None = None
-    best_step: int | None = None
     elapsed_seconds: float = 0.0
     non_finite_in_a_row: int = 0
     rows: int = 0
