@@ -11,7 +11,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 INTRODUCTION = """\
 # Settings
 
-*This page is written by `python tests/settings_page.py` from `src/quillgpt/config.py` and
+*This page is written by `python tests/settings_page.py` from `src/quillgpt/config/` and
 `src/quillgpt/recipes/aliases.py`; a test holds it equal to them.*
 
 A run is made from settings. Each has one name, everywhere the same:

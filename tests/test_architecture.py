@@ -22,7 +22,20 @@ LAYERS = [
     {"cli"},
 ]
 STRANGERS = {"tokenizer", "model", "optim"}  # one layer, and they do not know each other
-OPTIONAL = {"pyarrow", "datasets", "wandb", "tensorboard", "trackio", "transformers", "matplotlib"}
+OPTIONAL = {
+    "pyarrow",
+    "datasets",
+    "wandb",
+    "tensorboard",
+    "trackio",
+    "transformers",
+    "matplotlib",
+    "gguf",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "tenseal",
+}
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_TRAIN = 300, 60, 120
 
 
