@@ -4,7 +4,7 @@ from pathlib import Path
 
 from quillgpt.config import GROUPS, RunConfig, flatten, group_of, meanings
 from quillgpt.recipes import INSTEAD_OF
-from quillgpt.recipes.aliases import ALIASES, NO, RECIPES, SWITCHES, VALUES, YES
+from quillgpt.recipes.aliases import ALIASES, BEGINNINGS, NO, RECIPES, SWITCHES, VALUES, YES
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 
@@ -57,6 +57,7 @@ def page() -> str:
     parts.append(_table(("theirs", "ours"), [(f"`{theirs}`", f"`{ours}`") for theirs, ours in ALIASES.items()]))
     parts.append("Some values have other names there:\n")
     values = [(f"`{name} = {value}`", _settings(ours)) for (name, value), ours in VALUES.items()]
+    values += [(f"`{name} = {theirs}X`", f"`{name} = {ours}X`") for (name, theirs), ours in BEGINNINGS.items()]
     parts.append(_table(("theirs, with our name of the setting", "ours"), values))
     parts.append(f"These take {', '.join(YES)} or {', '.join(NO)}, and mean:\n")
     switches = [(f"`{name}`", _settings(yes), _settings(no)) for name, (yes, no) in SWITCHES.items()]

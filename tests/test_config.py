@@ -3,6 +3,7 @@
 import ast
 import functools
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -162,9 +163,13 @@ MENUS = {
 }
 
 
+FAMILIES = {"gaussian-poly-": "gaussian-poly-N", "pointwise-": "pointwise-ACT"}
+
+
 @pytest.mark.parametrize(("name", "entry"), [(name, entry) for name, menu in MENUS.items() for entry in menu])
 def test_a_meaning_names_every_entry_of_its_menu(name: str, entry: str) -> None:
-    assert entry in meanings()[name]
+    family = next((family for beginning, family in FAMILIES.items() if entry.startswith(beginning)), entry)
+    assert re.search(rf"\b{family}\b(?!-)", meanings()[name])
 
 
 @pytest.mark.parametrize("name", [name for name in MENUS if name != "track"])

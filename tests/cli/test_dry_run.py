@@ -137,6 +137,13 @@ def test_a_value_is_shown_whole_whatever_its_length(lines: Callable[[str], list[
         ("debug --init nowhere", CheckpointError, "nowhere: no such run or checkpoint"),
         ("debug --device tpu", ConfigError, "device = 'tpu' does not exist"),
         ("debug --attention sofmax", ConfigError, "attention = 'sofmax' does not exist (did you mean softmax?)"),
+        ("debug --attention gausian", ConfigError, "attention = 'gausian' does not exist (did you mean gaussian?)"),
+        (
+            "debug --attn_type GKpoly-3",
+            ConfigError,
+            "attention = 'gaussian-poly-3' is not possible: expected gaussian-",
+        ),
+        ("debug --attn_type PA_rellu", ConfigError, "does not exist (did you mean pointwise-relu?)"),
         ("debug --tokenizer byt", ConfigError, "no tokenizer 'byt' (did you mean byte?)"),
     ],
 )

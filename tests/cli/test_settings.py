@@ -237,6 +237,24 @@ def test_a_foreign_name_means_settings_that_exist(settings: dict[str, object]) -
     assert settings.keys() <= DEFAULTS.keys()
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    {
+        "SM": "softmax",
+        "GK": "gaussian",
+        "GKpoly-2": "gaussian-poly-2",
+        "GKpoly-12": "gaussian-poly-12",
+        "PA_relu": "pointwise-relu",
+        "PA_softplus": "pointwise-softplus",
+    }.items(),
+)
+@pytest.mark.parametrize("flag", ["--attn_type", "--attention"])
+def test_the_short_names_of_attentions_are_known(flag: str, theirs: str, ours: str, tmp_path: Path) -> None:
+    assert load_settings(["debug", flag, theirs]).config.model.attention == ours
+    (tmp_path / "mine.toml").write_text(f'extends = "debug"\n{flag[2:]} = "{theirs}"\n')
+    assert load_settings([str(tmp_path / "mine.toml")]).config.model.attention == ours
+
+
 @pytest.mark.parametrize("name", [name for name, value in DEFAULTS.items() if isinstance(value, bool)])
 def test_every_boolean_has_its_forms(name: str) -> None:
     flag = "--" + name.replace("_", "-")

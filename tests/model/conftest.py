@@ -1,4 +1,4 @@
-"""What the model's tests share: a tiny model, and every combination of the menus."""
+"""What the model's tests share: a tiny model, and combinations of the menus."""
 
 import itertools
 from collections.abc import Callable
@@ -16,12 +16,17 @@ from quillgpt.model.positions import POSITIONS
 SETTINGS = ("attention", "position", "norm", "mlp", "qk_norm")
 COMBINATIONS = [
     dict(zip(SETTINGS, choice, strict=True))
-    for choice in itertools.product(ATTENTION, POSITIONS, NORMS, MLPS, (False, True))
+    for choice in (
+        *itertools.product(["softmax"], POSITIONS, NORMS, MLPS, (False, True)),
+        *itertools.product(ATTENTION, ["learned"], ["layernorm"], ["gelu"], [False]),
+        *itertools.product(ATTENTION, ["rotary"], ["rmsnorm"], ["relu2"], [True]),
+    )
 ]
+"""All combinations of the menus around softmax, and every attention in GPT-2's block and in the demo's."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `variant` runs once for every combination of the menus."""
+    """A test that takes `variant` runs once for each of the combinations."""
     if "variant" in metafunc.fixturenames:
         names = ["-".join(str(value) for value in combination.values()) for combination in COMBINATIONS]
         metafunc.parametrize("variant", COMBINATIONS, ids=names)

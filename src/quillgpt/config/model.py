@@ -26,7 +26,9 @@ class ModelConfig:
     vocab_size: int = 50257
     """number of tokens; bpe is trained to this size, the other tokenizers bring their own"""
     attention: str = "softmax"
-    """attention: softmax (fused), explicit (the same written out)"""
+    """softmax, explicit (the same), gaussian, gaussian-normalized, gaussian-poly-N, pointwise-ACT, power"""
+    pointwise_length_power: float = 1.0
+    """pointwise attention divides by the number of visible positions to this power: 0 not at all"""
     mlp: str = "gelu"
     """feed-forward part of a block: gelu, relu2, swiglu"""
     norm: str = "layernorm"
@@ -49,6 +51,7 @@ class ModelConfig:
         check(self, "n_head", self.n_embd % self.n_head == 0, f"a divisor of n_embd = {self.n_embd}")
         fits = self.position != "rotary" or self.n_embd // self.n_head % 2 == 0
         check(self, "n_head", fits, f"n_embd / n_head even for rotary positions (n_embd = {self.n_embd})")
+        check(self, "pointwise_length_power", 0.0 <= self.pointwise_length_power <= 2.0, "0 to 2")
         check(self, "dropout", 0.0 <= self.dropout < 1.0, "at least 0 and below 1")
 
 

@@ -4,8 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quillgpt.config import ModelConfig
-from quillgpt.errors import pick
-from quillgpt.model.attention import ATTENTION
+from quillgpt.model.attention import attention_of
 from quillgpt.model.kv_cache import KVCache
 from quillgpt.model.norm import EPSILON
 from quillgpt.model.rotary import Rotation, rotate
@@ -20,7 +19,7 @@ class SelfAttention(nn.Module):
         self.n_head = config.n_head
         self.has_qk_norm = config.qk_norm
         self.dropout = config.dropout
-        self.attend = pick(ATTENTION, config.attention, "attention")
+        self.attend = attention_of(config)
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.projection = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 

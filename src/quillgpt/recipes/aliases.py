@@ -33,8 +33,15 @@ VALUES: dict[tuple[str, str], dict[str, Any]] = {
     ("source", "shakespeare_char"): {"source": "shakespeare", "tokenizer": "character"},
     ("init", "resume"): {"fresh": False},
     ("attention", "SM"): {"attention": "softmax"},
+    ("attention", "GK"): {"attention": "gaussian"},
 }
 """A setting of ours with a value of theirs, and what it means here."""
+
+BEGINNINGS = {
+    ("attention", "GKpoly-"): "gaussian-poly-",
+    ("attention", "PA_"): "pointwise-",
+}
+"""A setting of ours with the beginning of a value of theirs, and how it begins here; the rest is the same."""
 
 SWITCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "wandb_log": ({"track": "wandb"}, {"track": "none"}),
@@ -60,6 +67,9 @@ NO = ("false", "0", "no", "off")
 def translate(name: str, value: Any) -> dict[str, Any]:
     """Our settings for a name and a value of ours or of theirs."""
     name = ALIASES.get(name, name)
+    for (setting, theirs), ours in BEGINNINGS.items():
+        if name == setting and str(value).startswith(theirs):
+            return {name: ours + str(value).removeprefix(theirs)}
     if name not in SWITCHES:
         return dict(VALUES.get((name, str(value)), {name: value}))
     meaning_of_yes, meaning_of_no = SWITCHES[name]

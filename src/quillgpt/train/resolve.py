@@ -14,7 +14,7 @@ from quillgpt.data.sources import SOURCES
 from quillgpt.distributed import Ranks
 from quillgpt.errors import ConfigError, OutOfMemory, pick
 from quillgpt.hardware import Machine
-from quillgpt.model.attention import ATTENTION
+from quillgpt.model.attention import find_attention
 from quillgpt.model.mlp import MLPS
 from quillgpt.model.norm import NORMS
 from quillgpt.model.positions import POSITIONS
@@ -85,8 +85,8 @@ def resolve(config: RunConfig, machine: Machine, ranks: Ranks) -> tuple[Choices,
 
 def check_menus(config: RunConfig) -> None:
     """Refuse an unknown entry of any menu here, before data is prepared."""
+    find_attention(config.model.attention)
     named: list[tuple[str, Mapping[str, object]]] = [
-        ("attention", ATTENTION),
         ("mlp", MLPS),
         ("norm", NORMS),
         ("position", POSITIONS),
