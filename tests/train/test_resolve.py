@@ -11,6 +11,7 @@ from quillgpt.config import DataConfig, ModelConfig, OptimConfig, RunConfig, Tra
 from quillgpt.distributed import Ranks
 from quillgpt.errors import ConfigError
 from quillgpt.hardware import Machine
+from quillgpt.model.attention import ATTENTION
 from quillgpt.model.gpt import GPT
 from quillgpt.optim import build_optimizer
 from quillgpt.train.resolve import LARGEST_AUTO_BATCH, estimated_memory_bytes, resolve
@@ -244,12 +245,17 @@ def test_ranks_of_one_machine_share_its_memory() -> None:
     assert sizes[1] < sizes[0]
 
 
+FAMILIES = ("explicit", "gaussian", "gaussian-poly-8", "pointwise-relu", "power")
 VARIANTS: dict[str, dict[str, Any]] = {
     "GPT-2": {},
     "modern": {"norm": "rmsnorm", "position": "rotary", "qk_norm": True, "mlp": "relu2", "bias": False},
     "swiglu": {"mlp": "swiglu", "norm": "rmsnorm", "position": "rotary"},
     "dropout": {"dropout": 0.1},
     "large vocabulary": {"vocab_size": 5000},
+    **{name: {"attention": name} for name in ATTENTION if name != "softmax"},
+    **{f"{name} with dropout": {"attention": name, "dropout": 0.1} for name in FAMILIES},
+    **{f"{name} in blocks": {"attention": name, "context_length": 320} for name in FAMILIES},
+    "power in blocks with dropout": {"attention": "power", "context_length": 320, "dropout": 0.1},
 }
 
 
@@ -262,7 +268,7 @@ def test_the_estimate_is_near_the_peak_of_a_real_step(variant: str, dtype: str) 
     model = GPT(model_config)
     optimizer = build_optimizer(model, OptimConfig())
     wrapped = wrap(model, choices)
-    tokens = torch.zeros(choices.batch_size, 64, dtype=torch.int64)
+    tokens = torch.zeros(choices.batch_size, model_config.context_length, dtype=torch.int64)
     with TensorMemory(model.parameters()) as memory:
         for _ in range(2):
             gradients(wrapped, tokens, tokens, choices=choices, target_count=1, seed=0, step=0, rank=0)

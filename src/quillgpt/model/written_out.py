@@ -5,8 +5,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from quillgpt.model.causal_mask import causal_mask
+
+BLOCK_QUERIES = 256
 
 
 class Weigh(Protocol):
@@ -18,7 +21,24 @@ class Weigh(Protocol):
 
 
 def mix(weigh: Weigh, query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
-    """Sum the values by the weights; query: (B, H, T, D), key and value: (B, H, S, D); -> (B, H, T, D)."""
+    """Sum the values by the weights; query: (B, H, T, D), key and value: (B, H, S, D); -> (B, H, T, D).
+
+    More than a block of queries are taken block by block, each with the keys that it sees, and the weights of a block
+    are computed anew in the backward pass: memory does not grow with T x S, and half of the pairs are never computed.
+    """
+    new, total = query.shape[2], key.shape[2]
+    if new <= BLOCK_QUERIES:
+        return _mix(weigh, query, key, value, dropout)
+    blocks = []
+    for start in range(0, new, BLOCK_QUERIES):
+        end = min(start + BLOCK_QUERIES, new)
+        seen = total - new + end
+        heads = query[:, :, start:end], key[:, :, :seen], value[:, :, :seen]
+        blocks.append(checkpoint(_mix, weigh, *heads, dropout, use_reentrant=False, preserve_rng_state=dropout > 0))
+    return torch.cat(blocks, dim=2)
+
+
+def _mix(weigh: Weigh, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
     visible = causal_mask(query.shape[2], key.shape[2], query.device)
     weights = F.dropout(weigh(query, key, visible), dropout)
     return weights.to(value.dtype) @ value  # (B, H, T, D)
@@ -27,3 +47,10 @@ def mix(weigh: Weigh, query: Tensor, key: Tensor, value: Tensor, *, dropout: flo
 def in_full(scores: Tensor) -> Tensor:
     """At least 32 bits, for what is done with scores; autocast multiplies in 16."""
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """In what a product of x is computed here: its own dtype, unless autocast has another."""
+    device = x.device.type
+    is_cast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if is_cast else x.dtype

@@ -21,6 +21,7 @@ from quillgpt.model.positions import POSITIONS
 from quillgpt.model.sizes import parameter_count
 from quillgpt.optim import OPTIMIZERS
 from quillgpt.optim.schedules import SCHEDULES
+from quillgpt.train.attention_memory import attention_bytes
 from quillgpt.train.track import TRACKERS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -221,8 +222,7 @@ def estimated_memory_bytes(model: ModelConfig, batch_size: int, dtype: str, kind
 
     Activations: 34 bytes for each of C channels per token and layer in 16 bits, with a fused attention kernel, which
     keeps no T x T matrix [Korthikanti 2022, section 4.1, less the attention term]. The other terms are measured: what
-    the variants of a block keep more, and the T x T matrix that a CPU keeps with dropout. A test holds all to
-    0.75 to 1.3 times the measured peak.
+    the variants of a block and the other attentions keep more. A test holds all to 0.75 to 1.3 times the measured peak.
     """
     state = 16 * parameter_count(model)
     value_bytes = 4 if dtype == "fp32" else 2
@@ -230,7 +230,7 @@ def estimated_memory_bytes(model: ModelConfig, batch_size: int, dtype: str, kind
     per_channel = 17 * value_bytes + 4
     per_channel += 9 * (model.norm == "rmsnorm") + 14 * (model.qk_norm or model.position == "rotary")
     per_channel += 8 * (model.mlp == "swiglu") + 9 * (model.dropout > 0)
-    square = 12 * model.n_head * model.context_length if model.dropout and kind == "cpu" else 0
-    activations = tokens * model.n_layer * (model.n_embd * per_channel + square)
+    activations = tokens * model.n_layer * model.n_embd * per_channel
+    activations += attention_bytes(model, batch_size=batch_size, value_bytes=value_bytes, kind=kind)
     logits = 3 * 4 * min(tokens * model.vocab_size, LOSS_CHUNK_ELEMENTS)
     return state + activations + logits

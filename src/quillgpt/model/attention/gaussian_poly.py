@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor
 
 from quillgpt.errors import require
-from quillgpt.model.squared_distance import negative_squared_distance
+from quillgpt.model.squared_distance import negative_half_distances
 from quillgpt.model.written_out import mix
 
 PREFIX = "gaussian-poly-"
@@ -14,7 +14,7 @@ LARGEST_POWER = 65_536  # above, 32 bits are too few: the power's relative error
 
 
 def gaussian_poly_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float, power: int) -> Tensor:
-    """Sum of (1 - |q - k|^2 / (2 sqrt(D) N))^N v over earlier positions, N = power even, not normalised [Rho 2025, 4].
+    """Sum of (1 - |q - k|^2 / (2 sqrt(D) N))^N v over earlier positions, N = power even, not normalised [Rho 2025].
 
     It goes to exp(-|q - k|^2 / (2 sqrt(D))) as N grows; N even, because a weight is never negative then.
     query: (B, H, T, D), the last T of S positions. key, value: (B, H, S, D). Returns (B, H, T, D).
@@ -32,7 +32,7 @@ def power_of(name: str) -> int:
 
 
 def _polynomial(query: Tensor, key: Tensor, visible: Tensor, *, power: int) -> Tensor:
-    base = 1 + negative_squared_distance(query, key) / (2 * math.sqrt(query.shape[3]) * power)
+    base = 1 + negative_half_distances(query, key) / (math.sqrt(query.shape[3]) * power)
     return _raised(base.masked_fill(~visible, 0.0), power)
 
 
