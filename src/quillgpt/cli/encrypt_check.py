@@ -129,11 +129,12 @@ def print_outcome(console: "Console", outcome: "Outcome", options: EncryptCheckO
         "norm": f"the normalised residual stream, {layout.positions} x {outcome.width}",
         "qk_norm": f"queries, keys and values, each {layout.positions} x {layout.head_size}, behind qk_norm",
     }[outcome.starts_after]
+    ciphertexts = f"{outcome.inputs} ciphertext{'s' if outcome.inputs > 1 else ''}"
     primes = f"{parameters.prime_bits[0]} + {parameters.depth} x {parameters.scale_bits} + {parameters.prime_bits[-1]}"
     rows = [
         ("model", f"{run}: head {options.head} of layer {options.layer}, {outcome.attention}"),
         ("text", f"{layout.positions} tokens: {visible(text)!r}"),
-        ("client encrypts", f"{sent}: {size(outcome.input_bytes)} in {outcome.inputs}"),
+        ("client encrypts", f"{sent}: {size(outcome.input_bytes)} in {ciphertexts}"),
         ("server computes", f"{evaluated}their weights, causal mask, mixed values"),
         (
             "client decrypts",
@@ -210,8 +211,9 @@ def reach(found: "Survey") -> str:
     within = found.within_levels
     if len(within) == len(found.parts):
         return "the whole model fits without bootstrapping"
-    layer, place = divmod(len(within) - 1, len(found.layers[0]))
-    where = f"the {found.layers[layer][place].name} of layer {layer}" if within else "the input"
+    layer = (len(within) - 1) // len(found.layers[0])
+    place = f"layer {layer}" if layer < len(found.layers) else "the end"
+    where = f"the {within[-1].name} of {place}" if within else "the input"
     return f"{found.levels} levels last through {where}; what follows needs bootstrapping"
 
 

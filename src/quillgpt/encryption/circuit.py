@@ -9,6 +9,7 @@ import numpy as np
 from quillgpt.encryption.ckks import Encrypted, Server
 from quillgpt.encryption.head import Kernel, Linear
 from quillgpt.encryption.layout import Layout
+from quillgpt.errors import CheckError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +92,12 @@ def _product(server: Server, layout: Layout, baby: Sequence[Sequence[Encrypted]]
             total = server.rotate(total, step * layout.lanes)
         for part, rotated in enumerate(baby):
             for shift in range(min(step, layout.period)):
-                moved = np.roll(
-                    diagonals[part, giant + shift], giant * layout.lanes
-                )  # before the rotations that follow
+                moved = np.roll(diagonals[part, giant + shift], giant * layout.lanes)  # the rotations undo it
                 if moved.any():  # SEAL refuses what would be a known zero
                     term = server.multiply_plain(rotated[shift], moved)
                     total = term if total is None else server.add(total, term)
     if total is None:
-        raise ValueError("the matrix is zero")
+        raise CheckError("a matrix of the head is zero; nothing in it can be checked")
     total = server.rescaled(total)
     rows = layout.period
     while rows < layout.rows:
