@@ -141,7 +141,7 @@ def print_outcome(console: "Console", outcome: "Outcome", options: EncryptCheckO
             f"the head's output, {layout.positions} x {layout.head_size}: {size(outcome.output_bytes)}",
         ),
         ("", ""),
-        ("parameters", f"CKKS, N = {parameters.ring:,}, modulus of {parameters.modulus_bits} bits ({primes})"),
+        ("parameters", f"CKKS, ring of {parameters.ring:,}, modulus of {parameters.modulus_bits} bits ({primes})"),
         ("security", f"{parameters.security_bits} bits, as SEAL checks it"),
         ("depth", f"{outcome.depth} levels, counted on the ciphertexts"),
         ("products", f"{counts.products} of ciphertexts, {counts.plain_products} with plaintexts"),
@@ -167,7 +167,7 @@ def print_survey(console: "Console", found: "Survey") -> None:
     """Print what is no polynomial and what replaces it, what is, what the client does, and how deep all of it is."""
     from quillgpt.encryption.ckks import LARGEST_RING, SCALE_BITS, SECURITY_BITS
 
-    limit = f"N = {LARGEST_RING:,}, {SECURITY_BITS}-bit security, {SCALE_BITS[0]} bits a level"
+    limit = f"ring of {LARGEST_RING:,}, {SECURITY_BITS}-bit security, {SCALE_BITS[0]} bits a level"
     table = _table("not polynomials", "times", "levels", "replaced by a polynomial")
     for name in found.not_polynomial:
         parts = [part for part in found.parts if part.name == name]

@@ -1,8 +1,8 @@
 """CKKS by Microsoft SEAL, as TenSEAL brings it: who holds which key, and every multiplication counted.
 
-A ciphertext holds N / 2 numbers (its slots) and a modulus, a product of primes. Multiplying doubles the scale in bits,
-and rescaling brings it back by giving up one prime [Cheon 2017]: the primes given up are the multiplicative depth.
-Without bootstrapping none can be won back, so their number bounds the circuit.
+A ciphertext of a ring of degree R holds R / 2 numbers (its slots) and a modulus, a product of primes. Multiplying
+doubles the scale in bits, and rescaling brings it back by giving up one prime [Cheon 2017]: the primes given up are the
+multiplicative depth. Without bootstrapping none can be won back, so their number bounds the circuit.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ RINGS = (16384, 32768)
 LARGEST_RING = RINGS[-1]  # of SEAL's table of what is 128-bit secure [Albrecht 2018]
 SCALE_BITS = (40, 50)
 """At least, at most. The error is near 2^-scale times the noise, some 2^12 slots wide: 2^-38 to 2^-28 of a number."""
-GENERATOR = 3  # SEAL's: a rotation by k slots is the Galois element 3^k mod 2N
+GENERATOR = 3  # SEAL's: a rotation by k slots is the Galois element 3^k mod 2R
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Parameters:
     """What client and server agree on; all of it is public."""
 
     ring: int
-    """N, the degree of the polynomials"""
+    """R, the degree of its polynomials"""
     scale_bits: int
     depth: int
     """rescalings that the modulus has primes for"""
