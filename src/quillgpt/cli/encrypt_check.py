@@ -212,9 +212,9 @@ def reach(found: "Survey") -> str:
     if len(within) == len(found.parts):
         return "the whole model fits without bootstrapping"
     layer = (len(within) - 1) // len(found.layers[0])
-    place = f"layer {layer}" if layer < len(found.layers) else "the end"
-    where = f"the {within[-1].name} of {place}" if within else "the input"
-    return f"{found.levels} levels last through {where}; what follows needs bootstrapping"
+    place = f"layer {layer}" if layer < len(found.layers) else "what follows the layers"
+    where = f"{within[-1].name!r} in {place}" if within else "the input"
+    return f"{found.levels} levels last up to {where}; what follows needs bootstrapping"
 
 
 def as_json(outcome: "Outcome | None", found: "Survey") -> dict[str, object]:
