@@ -17,6 +17,8 @@ from quillgpt.evaluate.held_out_loss import autocast, evaluation_mode
 from quillgpt.model.attention import Attention
 from quillgpt.model.attention.gaussian_poly import PREFIX, power_of
 from quillgpt.model.gpt import GPT
+from quillgpt.model.kv_cache import KVCache
+from quillgpt.model.rotary import Rotation
 from quillgpt.model.self_attention import SelfAttention
 from quillgpt.model.squared_distance import negative_squared_distance
 from quillgpt.model.written_out import in_full
@@ -54,8 +56,9 @@ class KernelMonitor:
             return {}
         layers: list[dict[str, Tensor]] = []
 
-        def measure(module: SelfAttention, arguments: tuple[Tensor, ...]) -> None:
-            query, key, _ = module.heads(*arguments[:2])
+        def measure(module: SelfAttention, arguments: tuple[Tensor, Rotation | None, KVCache | None]) -> None:
+            x, rotation, _ = arguments
+            query, key, _ = module.heads(x, rotation)
             layers.append(statistics(attention, module.attend, query, key, dtype=DTYPES[self.choices.dtype]))
 
         with contextlib.ExitStack() as stack:
