@@ -26,11 +26,14 @@ import torch
 
 from quillgpt import files, load_recipe
 from quillgpt.config import RunConfig
+from quillgpt.distributed import Ranks
 from quillgpt.errors import NonFiniteError, QuillError
-from quillgpt.hardware import cpu_name
+from quillgpt.hardware import available_cores, cpu_name
 from quillgpt.model.attention import ATTENTION, find_attention
 from quillgpt.run_dir import read_metrics
 from quillgpt.train.loop import train
+from quillgpt.train.open_data import open_data
+from quillgpt.train.progress import Quiet
 
 RESULTS = Path(__file__).parent / "results" / "attention_variants.jsonl"
 SEEDS = (1, 2, 3)
@@ -90,6 +93,10 @@ def main() -> None:
     comparison = Comparison(steps=options.steps, qk_norm=options.qk_norm, threads=options.threads, dtype=options.dtype)
     try:
         if not options.table:
+            data = open_data(
+                comparison.config("softmax", 1, Path("runs")), Ranks(), Quiet()
+            )  # not in the first run's time
+            print(f"{cpu_name()}, {available_cores()} cores; data in {data.directory}/", flush=True)
             run_missing(comparison, options.entries, options.seeds, options.results)
         rows = read_metrics(options.results)
         print(table(row for row in rows if comparison.holds(row)))

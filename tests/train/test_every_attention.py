@@ -1,42 +1,47 @@
-"""The demo's recipe trains with every attention of the menu, and what it leaves can be continued and sampled from."""
+"""Every attention of the menu trains, resumes, evaluates, and samples with a cache."""
 
-import math
 from pathlib import Path
 
 import pytest
+import torch
 
-import quillgpt
+from quillgpt import checkpoint
 from quillgpt.config import RunConfig, updated
 from quillgpt.model.attention import ATTENTION
-from quillgpt.recipes import load_recipe
 from quillgpt.run_dir import RunDirectory, read_metrics
-from quillgpt.train.kernel_statistics import is_watched
+from quillgpt.sample.generator import Generator, RecomputingGenerator, continued
+from quillgpt.sample.settings import SamplingSettings
 from quillgpt.train.loop import train
 
 
-def demo_with(attention: str, small_run: RunConfig, out: Path) -> RunConfig:
-    """The demo in a hundredth of its size, on the tests' data."""
-    small = {"n_layer": 2, "n_head": 2, "n_embd": 32, "context_length": 32, "vocab_size": 257, "batch_tokens": 128}
-    data = {"data": small_run.data.data, "source": "text", "tokenizer": "byte", "eval_tokens": 500}
-    machine = {"device": "cpu", "dtype": "bf16", "threads": 1, "out": str(out), "log_every": 1}
-    return load_recipe("python", attention=attention, steps=2, **small, **data, **machine)
-
-
-@pytest.mark.parametrize("attention", ATTENTION)
-def test_the_demo_trains_continues_and_writes_with_every_attention(
-    attention: str, small_run: RunConfig, tmp_path: Path
+@pytest.mark.parametrize("attention", [*ATTENTION, "gaussian-poly-6"])
+def test_an_attention_trains_resumes_evaluates_and_samples(
+    small_run: RunConfig, tmp_path: Path, attention: str
 ) -> None:
-    config = demo_with(attention, small_run, tmp_path / "run")
+    settings = {"attention": attention, "schedule": "constant", "steps": 12, "eval_every": 6, "save_every": 6}
+    config = updated(small_run, settings, where="test")
+    whole = updated(config, {"out": str(tmp_path / "whole")}, where="test")
 
-    assert train(config).step == 2
-    outcome = train(updated(config, {"steps": 3}, where="test"))
+    train(updated(config, {"steps": 6}, where="test"))
+    outcome = train(config)
+    at_once = train(whole)
 
-    assert outcome.step == 3
-    assert math.isfinite(outcome.held_out.loss)
-    lines = read_metrics(RunDirectory(outcome.run).metrics)
-    assert [line["step"] for line in lines] == [1, 2, 3]
-    assert all(math.isfinite(line["loss"]) and line["gradient_norm"] > 0 for line in lines)
-    assert all(("weight_sum_max" in line or "kernel_x_max" in line) == is_watched(attention) for line in lines)
-    model, tokenizer = quillgpt.load_model(outcome.run)
-    assert model.config.attention == attention
-    assert len(tokenizer.encode(quillgpt.generate(model, tokenizer, "word", max_new_tokens=5, temperature=0.0)[0])) > 4
+    losses, losses_at_once = (
+        [line["loss"] for line in read_metrics(RunDirectory(run.run).metrics)] for run in (outcome, at_once)
+    )
+    assert losses == losses_at_once
+    assert len(losses) == 12
+    assert losses[-1] < losses[0] - 0.5
+    assert outcome.held_out == at_once.held_out
+    ours, theirs = (
+        checkpoint.committed(RunDirectory(run.run))[-1].tensors(checkpoint.MODEL) for run in (outcome, at_once)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert sampled(outcome.run, Generator) == sampled(outcome.run, RecomputingGenerator)
+
+
+def sampled(run: Path, kind: type[Generator] | type[RecomputingGenerator]) -> list[int]:
+    """The likeliest 40 tokens after a prompt, past the context of 32."""
+    model, _ = checkpoint.load_model(run)
+    settings = SamplingSettings(temperature=0, max_new_tokens=40)
+    return [int(token) for token in continued(kind(model), [100, 111, 99], settings, [0])]

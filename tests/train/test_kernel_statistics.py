@@ -325,6 +325,20 @@ def test_a_look_draws_no_random_number_and_leaves_the_model_as_it_was() -> None:
     assert monitor_of(model).look(tokens(), 2) == first
 
 
+def test_a_look_keeps_nothing_for_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("gaussian")
+    remembers = []
+    hidden = model.hidden
+
+    def spied(inputs: Tensor) -> Tensor:
+        remembers.append((torch.is_grad_enabled(), model.training))
+        return hidden(inputs)
+
+    monkeypatch.setattr(model, "hidden", spied)
+    monitor_of(model).look(tokens(), 1)
+    assert remembers == [(False, False)]
+
+
 def test_only_the_first_rank_looks_and_only_where_there_is_something_to_see() -> None:
     model = model_of("gaussian")
     model.hidden = None  # type: ignore[assignment]
