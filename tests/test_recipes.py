@@ -44,7 +44,7 @@ SAID = {
     "gaussian-124m": "attention=gaussian n_layer=12 n_head=12 n_embd=768 lr=0.0006 steps=600000 batch_tokens=491520",
     "gaussian-poly-124m": "attention=gaussian-poly-8 qk_norm=True n_layer=12 lr=0.0006 batch_tokens=491520",
     "pointwise-124m": """attention=pointwise-relu pointwise_length_power=1.0 n_layer=12 n_head=12 n_embd=768
-        context_length=1024 lr=0.0006 batch_tokens=491520 batch_size=4""",
+        context_length=1024 lr=0.0006 batch_tokens=491520 batch_size=12""",
     "gaussian-python": "attention=gaussian minutes=2 source=python tokenizer=bpe lr=0.0015",
     "gaussian-normalized-python": "attention=gaussian-normalized qk_norm=False minutes=2 source=python lr=0.0015",
     "gaussian-poly-python": "attention=gaussian-poly-8 qk_norm=True minutes=2 source=python lr=0.0015",
@@ -115,8 +115,8 @@ def test_the_four_sizes_have_the_published_number_of_parameters(name: str) -> No
 
 VARIANTS = {
     "gaussian-124m": {"attention"},
-    "gaussian-poly-124m": {"attention", "qk_norm", "batch_size"},
-    "pointwise-124m": {"attention", "batch_size"},
+    "gaussian-poly-124m": {"attention", "qk_norm"},
+    "pointwise-124m": {"attention"},
     "gaussian-python": {"attention"},
     "gaussian-normalized-python": {"attention", "qk_norm"},
     "gaussian-poly-python": {"attention"},

@@ -20,7 +20,7 @@ from quillgpt.model.gpt import GPT
 from quillgpt.model.kv_cache import KVCache
 from quillgpt.model.rotary import Rotation
 from quillgpt.model.self_attention import SelfAttention
-from quillgpt.model.squared_distance import negative_squared_distance
+from quillgpt.model.squared_distance import negative_half_distances
 from quillgpt.model.written_out import in_full
 from quillgpt.train.resolve import DTYPES, Choices
 
@@ -112,8 +112,7 @@ def statistics(
 
 def kernel_argument(query: Tensor, key: Tensor) -> Tensor:
     """x = |q - k|^2 / (2 sqrt(D)) for every visible pair, and 0 for the others; (B, H, T, D) twice -> (B, H, T, T)."""
-    distances = -negative_squared_distance(in_full(query), in_full(key))
-    return (distances / (2 * math.sqrt(query.shape[-1]))).clamp(min=0.0).tril()
+    return (-negative_half_distances(query, key) / math.sqrt(query.shape[-1])).clamp(min=0.0).tril()
 
 
 def scores(query: Tensor, key: Tensor) -> Tensor:
