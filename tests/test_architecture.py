@@ -19,6 +19,7 @@ LAYERS = [
     {"sample"},
     {"checkpoint", "evaluate"},
     {"train"},
+    {"encryption"},
     {"cli"},
 ]
 STRANGERS = {"tokenizer", "model", "optim"}  # one layer, and they do not know each other

@@ -23,6 +23,7 @@ from quillgpt.run_dir import config_toml
 SAID = {
     "debug": "source=python tokenizer=byte steps=200 n_layer=2 compile=off",
     "python": "source=python tokenizer=bpe minutes=2 position=rotary norm=rmsnorm qk_norm=True mlp=relu2",
+    "polynomial": "attention=gaussian-poly-8 mlp=square qk_norm=False norm=rmsnorm position=rotary minutes=2",
     "shakespeare-char": """n_layer=6 n_head=6 n_embd=384 context_length=256 dropout=0.2 bias=False
         lr=0.001 min_lr=0.0001 beta2=0.99 warmup_steps=100 steps=5000 batch_size=64 batch_tokens=0 eval_every=250
         source=shakespeare tokenizer=character""",

@@ -18,6 +18,7 @@ EXIT_CODES = {
     73: "run directory locked by another run",
     74: "disk full or not writable",
     75: "stopped by a signal or a time limit, and resumable",
+    76: "a check did not pass",
     130: "interrupted (Ctrl-C); saved where there was something to save",
 }
 
@@ -74,6 +75,12 @@ class Stopped(QuillError):
     """A signal or a time limit ended the run at a step boundary; running the same command again continues it."""
 
     exit_code = 75
+
+
+class CheckError(QuillError):
+    """What was computed in two ways differs by more than the tolerance, or cannot be compared."""
+
+    exit_code = 76
 
 
 class Interrupted(QuillError):

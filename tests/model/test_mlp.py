@@ -28,13 +28,18 @@ def relu2_formula(mlp: torch.nn.Module, x: Tensor) -> Tensor:
     return (wide * wide) @ mlp.project.weight.T + mlp.project.bias
 
 
+def square_formula(mlp: torch.nn.Module, x: Tensor) -> Tensor:
+    wide = x @ mlp.expand.weight.T + mlp.expand.bias
+    return (wide * wide) @ mlp.project.weight.T + mlp.project.bias
+
+
 def swiglu_formula(mlp: torch.nn.Module, x: Tensor) -> Tensor:
     gate = x @ mlp.gate.weight.T + mlp.gate.bias
     swish = gate / (1 + torch.exp(-gate))
     return (swish * (x @ mlp.expand.weight.T + mlp.expand.bias)) @ mlp.project.weight.T + mlp.project.bias
 
 
-FORMULAS = {"gelu": gelu_formula, "relu2": relu2_formula, "swiglu": swiglu_formula}
+FORMULAS = {"gelu": gelu_formula, "relu2": relu2_formula, "square": square_formula, "swiglu": swiglu_formula}
 
 
 @pytest.mark.parametrize("name", MLPS)

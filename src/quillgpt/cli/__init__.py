@@ -12,4 +12,8 @@ COMMANDS = {
     "tokenizer": ("quillgpt.cli.tokenizer", "train a tokenizer, or look at how text is cut into tokens"),
     "train": ("quillgpt.cli.train", "train a model by a recipe; run it again to continue"),
     "sample": ("quillgpt.cli.sample", "write text with a trained model"),
+    "encrypt-check": (
+        "quillgpt.cli.encrypt_check",
+        "compute an attention head on encrypted numbers; list what is no polynomial",
+    ),
 }

@@ -56,7 +56,7 @@ def run(arguments: list[str]) -> int:
 
 def overview() -> str:
     """The text of `quill --help`."""
-    commands = "\n".join(f"  {name:<10} {meaning}" for name, (_, meaning) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<13} {meaning}" for name, (_, meaning) in COMMANDS.items())
     codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
     return (
         "quill: train, resume, evaluate and sample GPT-2-class language models\n\n"

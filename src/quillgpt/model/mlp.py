@@ -6,6 +6,7 @@ To add one: write a function from the model's settings to a module (B, T, C) -> 
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,6 +57,11 @@ def relu2(config: ModelConfig) -> nn.Module:
     return MLP(config, _squared_relu)
 
 
+def square(config: ModelConfig) -> nn.Module:
+    """The square itself: one multiplication, so that it can be computed on encrypted numbers [Gilad 2016]."""
+    return MLP(config, torch.square)
+
+
 def swiglu(config: ModelConfig) -> nn.Module:
     """SwiGLU [Shazeer 2020]."""
     return GatedMLP(config)
@@ -68,5 +74,6 @@ def _squared_relu(x: Tensor) -> Tensor:
 MLPS: Mapping[str, Callable[[ModelConfig], nn.Module]] = {
     "gelu": gelu,
     "relu2": relu2,
+    "square": square,
     "swiglu": swiglu,
 }

@@ -25,22 +25,22 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation | None, cache: KVCache | None) -> Tensor:
         """x: (B, T, C), the last T positions; those before them are in the cache. Returns (B, T, C)."""
-        query, key, value = self.heads(x, rotation)
+        query, key, value = self.queries_keys_values(x, rotation)
         if cache is not None:
             key, value = cache.append(self.layer, key, value)  # each (B, H, S, D)
         mixed = self.attend(query, key, value, dropout=self.dropout if self.training else 0.0)
         return self.projection(mixed.transpose(1, 2).flatten(start_dim=2))  # (B, T, C)
 
-    def heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of x (B, T, C) as the attention sees them, each (B, H, T, D)."""
-        query, key, value = (self._split(part) for part in self.qkv(x).chunk(3, dim=-1))
+    def queries_keys_values(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What the heads compare and mix, each (B, H, T, D), normalised and rotated as set. x: (B, T, C)."""
+        query, key, value = (self._heads(part) for part in self.qkv(x).chunk(3, dim=-1))
         if self.has_qk_norm:
             query, key = _unit_scale(query), _unit_scale(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         return query, key, value
 
-    def _split(self, x: Tensor) -> Tensor:
+    def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, T, C) to (B, H, T, D)
 
 

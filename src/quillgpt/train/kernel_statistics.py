@@ -58,7 +58,7 @@ class KernelMonitor:
 
         def measure(module: SelfAttention, arguments: tuple[Tensor, Rotation | None, KVCache | None]) -> None:
             x, rotation, _ = arguments
-            query, key, _ = module.heads(x, rotation)
+            query, key, _ = module.queries_keys_values(x, rotation)
             layers.append(statistics(attention, module.attend, query, key, dtype=DTYPES[self.choices.dtype]))
 
         with contextlib.ExitStack() as stack:
