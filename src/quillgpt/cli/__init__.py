@@ -12,4 +12,5 @@ COMMANDS = {
     "tokenizer": ("quillgpt.cli.tokenizer", "train a tokenizer, or look at how text is cut into tokens"),
     "train": ("quillgpt.cli.train", "train a model by a recipe; run it again to continue"),
     "sample": ("quillgpt.cli.sample", "write text with a trained model"),
+    "explain": ("quillgpt.cli.explain", "read GPT-2 in one file, beside the values of a tiny run"),
 }
