@@ -16,4 +16,5 @@ COMMANDS = {
         "quillgpt.cli.encrypt_check",
         "compute an attention head on encrypted numbers; list what is no polynomial",
     ),
+    "explain": ("quillgpt.cli.explain", "read GPT-2 in one file, beside the values of a tiny run"),
 }
