@@ -150,7 +150,7 @@ class Client:
         return Encrypted(content)
 
     def decrypt(self, encrypted: Encrypted) -> Numbers:
-        """One number a slot."""
+        """One number a slot. They are the client's own: their noise tells of the secret key [Li 2021]."""
         plain = self._seal.Plaintext()
         self._decryptor.decrypt(encrypted.content, plain)
         return np.array(self._encoder.decode_double(plain))
