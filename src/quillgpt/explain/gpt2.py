@@ -24,7 +24,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A model that two CPU cores train in a minute; behind it, the smallest GPT-2."""
+    """A model that two CPU cores train in a minute; behind it, the smallest GPT-2's numbers."""
 
     n_layer: int = 2  # GPT-2: 12
     n_head: int = 4  # 12, H
