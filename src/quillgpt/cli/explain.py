@@ -55,7 +55,8 @@ def main(arguments: list[str]) -> int:
         numbers = {str(section.number): name for name, section in sections.items()}
         chosen = pick(sections, numbers.get(options.section, options.section), "section")
         sections = {chosen.name: chosen}
-    show(list(sections.values()))
+    with at_most_threads(1):  # the values are then the same whatever the machine has
+        show(list(sections.values()))
     return 0
 
 
@@ -121,7 +122,7 @@ def train_on(text: str, options: ExplainOptions) -> int:
     from quillgpt.explain.run import run
 
     config = Config() if not options.steps else dataclasses.replace(Config(), steps=options.steps)
-    with a_few_threads():
+    with at_most_threads(MOST_THREADS):
         torch.manual_seed(SEED)
         try:
             for line in run(text, config):
@@ -132,14 +133,14 @@ def train_on(text: str, options: ExplainOptions) -> int:
 
 
 @contextlib.contextmanager
-def a_few_threads() -> Iterator[None]:
-    """As many threads as there are cores, up to a few; then as many as before."""
+def at_most_threads(most: int) -> Iterator[None]:
+    """As many threads as there are cores, but not more than these; then as many as before."""
     import torch
 
     from quillgpt.hardware import available_cores
 
     before = torch.get_num_threads()
-    torch.set_num_threads(min(MOST_THREADS, available_cores()))
+    torch.set_num_threads(min(most, available_cores()))
     try:
         yield
     finally:
