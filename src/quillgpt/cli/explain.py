@@ -63,8 +63,10 @@ def main(arguments: list[str]) -> int:
 def show(sections: "list[Section]") -> None:
     """Print the sections; a person at a terminal presses Enter between two."""
     from rich.console import Console
+    from rich.text import Text
 
     from quillgpt.explain.page import print_section
+    from quillgpt.explain.sections import FILE
     from quillgpt.explain.tiny_run import TinyRun
     from quillgpt.explain.values import VALUES
 
@@ -75,6 +77,8 @@ def show(sections: "list[Section]") -> None:
         print_section(console, section, values)
         if section is not sections[-1] and not wants_more(console):
             return
+    if len(sections) > 1:
+        console.print(Text(f"the file: {FILE}\nwith a text of yours: quill explain --run FILE.txt"), soft_wrap=True)
 
 
 def wants_more(console: "Console") -> bool:
