@@ -133,11 +133,12 @@ def test_a_run_tells_losses_baselines_and_a_sample_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == [text_file.name]
 
 
-def test_the_threads_of_a_run_are_few_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cores", "threads"), [(64, 3), (2, 2)])
+def test_threads_are_few_and_given_back(cores: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr("quillgpt.hardware.available_cores", lambda: 64)
-    with explain.a_few_threads():
-        assert torch.get_num_threads() == explain.MOST_THREADS
+    monkeypatch.setattr("quillgpt.hardware.available_cores", lambda: cores)
+    with explain.at_most_threads(3):
+        assert torch.get_num_threads() == threads
     assert torch.get_num_threads() == before
 
 

@@ -80,6 +80,7 @@ def test_a_page_has_every_code_line_of_its_section_once(name: str, width: int, i
             shown[int(found[1])] = found[2]
     assert shown == expected
     assert section.title in page
+    assert "…" not in page
     assert " ".join(page.split()).count(section.prose) == 1 or not section.prose
 
 

@@ -55,15 +55,18 @@ def main(arguments: list[str]) -> int:
         numbers = {str(section.number): name for name, section in sections.items()}
         chosen = pick(sections, numbers.get(options.section, options.section), "section")
         sections = {chosen.name: chosen}
-    show(list(sections.values()))
+    with at_most_threads(1):  # the values are then the same whatever the machine has
+        show(list(sections.values()))
     return 0
 
 
 def show(sections: "list[Section]") -> None:
     """Print the sections; a person at a terminal presses Enter between two."""
     from rich.console import Console
+    from rich.text import Text
 
     from quillgpt.explain.page import print_section
+    from quillgpt.explain.sections import FILE
     from quillgpt.explain.tiny_run import TinyRun
     from quillgpt.explain.values import VALUES
 
@@ -74,6 +77,8 @@ def show(sections: "list[Section]") -> None:
         print_section(console, section, values)
         if section is not sections[-1] and not wants_more(console):
             return
+    if len(sections) > 1:
+        console.print(Text(f"the file: {FILE}\nwith a text of yours: quill explain --run FILE.txt"), soft_wrap=True)
 
 
 def wants_more(console: "Console") -> bool:
@@ -121,7 +126,7 @@ def train_on(text: str, options: ExplainOptions) -> int:
     from quillgpt.explain.run import run
 
     config = Config() if not options.steps else dataclasses.replace(Config(), steps=options.steps)
-    with a_few_threads():
+    with at_most_threads(MOST_THREADS):
         torch.manual_seed(SEED)
         try:
             for line in run(text, config):
@@ -132,14 +137,14 @@ def train_on(text: str, options: ExplainOptions) -> int:
 
 
 @contextlib.contextmanager
-def a_few_threads() -> Iterator[None]:
-    """As many threads as there are cores, up to a few; then as many as before."""
+def at_most_threads(most: int) -> Iterator[None]:
+    """As many threads as there are cores, but not more than these; then as many as before."""
     import torch
 
     from quillgpt.hardware import available_cores
 
     before = torch.get_num_threads()
-    torch.set_num_threads(min(MOST_THREADS, available_cores()))
+    torch.set_num_threads(min(most, available_cores()))
     try:
         yield
     finally:

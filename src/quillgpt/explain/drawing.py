@@ -31,10 +31,14 @@ def tensor_line(name: str, tensor: Tensor) -> Text:
     return Text.assemble((f"{name:<8}", "bold"), " ", (f"{shape:<13}", "cyan"), " ", numbers, more)
 
 
+def printable(text: str) -> str:
+    """Text with escapes for what a terminal obeys."""
+    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
+
+
 def visible(text: str) -> str:
-    """A token as it can be seen: _ for a space, escapes for what a terminal obeys."""
-    shown = "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
-    return shown.replace(" ", "_")
+    """A token as it can be seen: with _ for a space."""
+    return printable(text).replace(" ", "_")
 
 
 def columns(*rows: Sequence[object], right: Sequence[int] = ()) -> Table:

@@ -24,15 +24,15 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A model that two CPU cores train in a minute; behind it, the smallest GPT-2."""
+    """A model that two CPU cores train in a minute, and what the smallest GPT-2 has."""
 
     n_layer: int = 2  # GPT-2: 12
-    n_head: int = 4  # 12, H
-    n_embd: int = 128  # 768, C
-    context_length: int = 64  # 1024, the largest T
-    vocab_size: int = 512  # 50257, V
+    n_head: int = 4  # H, GPT-2: 12
+    n_embd: int = 128  # C, GPT-2: 768
+    context_length: int = 64  # the largest T, GPT-2: 1024
+    vocab_size: int = 512  # V, GPT-2: 50257
     steps: int = 600
-    batch_size: int = 16  # 512, B
+    batch_size: int = 16  # B, GPT-2: 512
     lr: float = 2e-3  # the learning rate at its highest
     min_lr: float = 2e-4
     warmup_steps: int = 50
@@ -47,8 +47,8 @@ class Config:
 
 # 2. Text: from characters to numbers
 # A text is a row of bytes, numbers below 256. Two that often stand side by side become one
-# token, then two of those: h e -> he, t he -> the. A common word ends up as one number, a
-# rare one as several [Sennrich 2016]. Here a token is a character, so that merging is
+# token, and so do two tokens: h e -> he, t he -> the. A common word ends up as one number,
+# a rare one as several [Sennrich 2016]. Here a token is a character, so that merging is
 # `replace`. (GPT-2 has 50,000 merges, and cuts the text into words before.)
 
 
@@ -107,9 +107,9 @@ def initial_weights(config: Config) -> Tensors:
 
 
 # 4. Model: from tokens to a score for every possible next token
-# Each token has a vector of C channels, its residual stream. Every block reads it and adds
-# to it: first attention, which brings in what earlier tokens hold, then the MLP, two linear
-# layers with a switch between them, which works on each token alone.
+# Each token has C channels, its residual stream. Every block adds to it twice: attention
+# compares a token's query with the keys of earlier ones and brings in their values, mixed
+# by how well they fit; the MLP, two linear layers and a switch, works on each token alone.
 
 
 def linear(x: Tensor, weights: Tensors, name: str) -> Tensor:

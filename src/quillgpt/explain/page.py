@@ -82,7 +82,7 @@ def _heading(title: str, console: Console) -> Text:
 def _side_by_side(piece: Piece, shown: Shown) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(width=code_width())
-    table.add_column(width=VALUES_WIDTH)
+    table.add_column(width=VALUES_WIDTH, overflow="fold")
     table.add_row(_code(piece), Group(*shown))
     return table
 

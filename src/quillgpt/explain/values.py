@@ -15,7 +15,7 @@ from rich.text import Text
 from torch import Tensor
 
 from quillgpt.explain import gpt2
-from quillgpt.explain.drawing import Bar, Curve, Heat, Shown, columns, said, tensor_line, visible
+from quillgpt.explain.drawing import Bar, Curve, Heat, Shown, columns, printable, said, tensor_line, visible
 from quillgpt.explain.tiny_run import CONFIG, PROMPT, SENTENCES, TinyRun, seeded
 
 GPT2 = gpt2.Config(n_layer=12, n_head=12, n_embd=768, context_length=1024, vocab_size=50257)
@@ -239,7 +239,7 @@ def of_sample(run: TinyRun) -> Shown:
     for name, config in configs.items():
         with seeded():
             written = list(gpt2.sample(run.prompt, 24, run.training[0], config))
-        shown += [Text(name, style="bold"), Text(visible(gpt2.decode(written, run.merges)))]
+        shown += [Text(name, style="bold"), Text(printable(gpt2.decode(written, run.merges)))]
     return shown
 
 
