@@ -20,6 +20,9 @@ from quillgpt import files
 from quillgpt.config import ModelConfig
 from quillgpt.errors import CheckpointError, ConfigError
 from quillgpt.model.gpt import GPT
+from quillgpt.pretrained import open_foreign
+from quillgpt.pretrained.source import Source, Weights, load_model_from
+from quillgpt.pretrained.tensor_files import SafetensorsFiles
 from quillgpt.run_dir import RunDirectory
 from quillgpt.tokenizer import Tokenizer, load_tokenizer
 
@@ -210,8 +213,24 @@ def find(where: str | Path) -> Checkpoint:
     raise CheckpointError(f"{path}: no intact checkpoint in it{damage}; `quill train` makes one")
 
 
+def open_model(where: str | Path) -> Source:
+    """The model that a user means: a run or checkpoint directory, or a Hugging Face directory."""
+    foreign = open_foreign(where)
+    if foreign is not None:
+        return foreign
+    checkpoint = find(where)
+    return Source(
+        name=str(checkpoint.path),
+        config=ModelConfig(**checkpoint.manifest["model"]),
+        tokenizer_name=str(checkpoint.path / TOKENIZER),
+        known_tokenizer_fingerprint=checkpoint.manifest["tokenizer"],
+        open_weights=lambda: own_weights(checkpoint),
+        open_tokenizer=lambda: load_tokenizer(checkpoint.path / TOKENIZER),
+    )
+
+
 def load_model(where: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:
-    """The model, in evaluation mode, and the tokenizer of a run or checkpoint directory.
+    """The model, in evaluation mode, and the tokenizer of what `open_model` finds.
 
     For example:
         model, tokenizer = quillgpt.load_model("runs/python")
@@ -221,10 +240,12 @@ def load_model(where: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:
         for token in logits.topk(3).indices.tolist():
             print(repr(tokenizer.decode([token])))
     """
-    checkpoint = find(where)
-    model = GPT(ModelConfig(**checkpoint.manifest["model"])).to(device)
-    load_weights(model, checkpoint)
-    return model.eval(), load_tokenizer(checkpoint.path / TOKENIZER)
+    return load_model_from(open_model(where), device)
+
+
+def own_weights(checkpoint: Checkpoint) -> Weights:
+    """The weights of a checkpoint, under their own names."""
+    return Weights(stored=SafetensorsFiles([checkpoint.path / MODEL]), place=lambda name: (name, False))
 
 
 def load_weights(model: GPT, checkpoint: Checkpoint) -> None:
