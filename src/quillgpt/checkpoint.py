@@ -214,11 +214,19 @@ def find(where: str | Path) -> Checkpoint:
 
 
 def open_model(where: str | Path) -> Source:
-    """The model that a user means: a run or checkpoint directory, or a Hugging Face directory."""
+    """The model that a user means: a run or checkpoint directory, or what `open_foreign` knows.
+
+    gpt2, gpt2-medium, gpt2-large, gpt2-xl: OpenAI's; a Hugging Face directory; nanoGPT's ckpt.pt or its directory.
+    Nothing is fetched, and no tensor read, before the weights are wanted.
+    """
     foreign = open_foreign(where)
     if foreign is not None:
         return foreign
-    checkpoint = find(where)
+    return as_source(find(where))
+
+
+def as_source(checkpoint: Checkpoint) -> Source:
+    """A checkpoint as what a model is loaded from."""
     return Source(
         name=str(checkpoint.path),
         config=ModelConfig(**checkpoint.manifest["model"]),
@@ -246,18 +254,6 @@ def load_model(where: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:
 def own_weights(checkpoint: Checkpoint) -> Weights:
     """The weights of a checkpoint, under their own names."""
     return Weights(stored=SafetensorsFiles([checkpoint.path / MODEL]), place=lambda name: (name, False))
-
-
-def load_weights(model: GPT, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into a model of the same shape."""
-    expected = model_tensors(model)
-    tensors = checkpoint.tensors(MODEL)
-    for name in expected.keys() | tensors.keys():
-        if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
-            raise CheckpointError(f"{checkpoint.path}: {name} does not fit the model; it was made with other settings")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            expected[name].copy_(tensor)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -28,7 +28,7 @@ class ModelConfig:
     attention: str = "softmax"
     """attention: softmax (fused), explicit (the same written out)"""
     mlp: str = "gelu"
-    """feed-forward part of a block: gelu, relu2, swiglu"""
+    """feed-forward part of a block: gelu (tanh form), gelu-exact, relu2, swiglu"""
     norm: str = "layernorm"
     """normalisation: layernorm, rmsnorm"""
     position: str = "learned"

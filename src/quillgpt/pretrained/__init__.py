@@ -1,58 +1,42 @@
 """Weights made elsewhere: OpenAI's from the hub, Hugging Face directories, nanoGPT's ckpt.pt.
 
-`open_foreign` says what a name or path means. To add a published model: a line in `PUBLISHED`; it must be a GPT-2 in
-Hugging Face's format.
+`open_foreign` says what a name or a path means. To add a published model: a line in `PUBLISHED` (hub.py) and its shape
+in `SIZES`; it must be a GPT-2 in Hugging Face's format.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from quillgpt.errors import ConfigError
+from quillgpt.pretrained.hub import PUBLISHED, open_published
 from quillgpt.pretrained.hugging_face import CONFIG, open_hugging_face
+from quillgpt.pretrained.nanogpt import CKPT, open_nanogpt
 from quillgpt.pretrained.source import Source
 
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """A model on the hub: its repository, the full hash of one commit, and the SHA-256 of its model.safetensors."""
-
-    repository: str
-    revision: str
-    sha256: str
-
-
-PUBLISHED: Mapping[str, Published] = {
-    "gpt2": Published(
-        repository="openai-community/gpt2",
-        revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
-        sha256="248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
-    ),
-    "gpt2-medium": Published(
-        repository="openai-community/gpt2-medium",
-        revision="6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
-        sha256="",
-    ),
-    "gpt2-large": Published(
-        repository="openai-community/gpt2-large",
-        revision="32b71b12589c2f8d625668d2335a01cac3249519",
-        sha256="",
-    ),
-    "gpt2-xl": Published(
-        repository="openai-community/gpt2-xl",
-        revision="15ea56dee5df4983c59b2538573817e1667135e2",
-        sha256="",
-    ),
-}
-"""OpenAI's four, at the newest commits when this was written.
-
-The hashes are those under which the hub's own client keeps them on other people's machines: many public repositories
-name them, `huggingface_hub`'s documentation the first. A SHA-256 is given where it could be found in several.
-"""
+OURS = ("manifest.json", "checkpoints")
+"""what a checkpoint and a run have inside"""
 
 
 def open_foreign(where: str | Path) -> Source | None:
-    """The source of a path that is another project's; None for what may be a run or a checkpoint of ours."""
+    """The source of a published name or of another project's path; None for what may be a run or a checkpoint of ours.
+
+    A `Path` and a string with a slash are never names, but for openai-community/NAME. A plain name that is also a model
+    in this directory is refused: both are natural, and neither may be taken in silence.
+    """
     path = Path(where)
-    if (path / CONFIG).is_file():
-        return open_hugging_face(path)
-    return None
+    name = where if isinstance(where, str) else ""
+    by_repository = {published.repository: name for name, published in PUBLISHED.items()}
+    if name in by_repository:
+        return open_published(by_repository[name])
+    holds_ours = any((path / inside).exists() for inside in OURS)
+    is_model = path.is_file() or holds_ours or (path / CONFIG).is_file() or (path / CKPT).is_file()
+    if name in PUBLISHED:
+        if is_model:
+            remedy = f"write ./{name} for it, or {PUBLISHED[name].repository} for OpenAI's weights"
+            raise ConfigError(f"{name} is a published model and also something in this directory; {remedy}")
+        return open_published(name)
+    if holds_ours or not is_model:
+        return None
+    return open_hugging_face(path) if (path / CONFIG).is_file() else open_nanogpt(path)
+
+
+__all__ = ["PUBLISHED", "Source", "open_foreign"]

@@ -11,17 +11,19 @@ from quillgpt.model.norm import EPSILON
 from quillgpt.pretrained.gpt2_names import to_hugging_face
 from quillgpt.pretrained.source import Source, Weights
 from quillgpt.pretrained.tensor_files import SafetensorsFiles, StoredTensors
+from quillgpt.pretrained.torch_files import TorchTensors, read_torch_file, tensors_in
 from quillgpt.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
 from quillgpt.tokenizer.byte_level import GPT2_FINGERPRINT
+from quillgpt.tokenizer.vocabulary_files import has_vocabulary_files
 
 CONFIG = "config.json"
-SAFETENSORS, SHARDED = "model.safetensors", "model.safetensors.index.json"
+SAFETENSORS, SHARDED, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 GPT2_VOCABULARY = 50257
 PREFIX = "transformer."
 MASKS = (".attn.bias", ".attn.masked_bias")
 """endings of the causal masks that old files hold among the weights"""
 
-ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
+ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu-exact"}
 """their activation_function -> our mlp"""
 
 
@@ -33,7 +35,7 @@ def open_hugging_face(directory: Path, *, name: str = "") -> Source:
         name=name or str(directory),
         config=config,
         tokenizer_name=tokenizer_name,
-        known_tokenizer_fingerprint=GPT2_FINGERPRINT if tokenizer_name == "gpt2" else "",
+        known_tokenizer_fingerprint=known_fingerprint(tokenizer_name),
         open_weights=lambda: hugging_face_weights(directory, config),
         open_tokenizer=lambda: open_tokenizer(directory, config, tokenizer_name),
     )
@@ -103,7 +105,10 @@ def _stored(directory: Path) -> StoredTensors:
         return SafetensorsFiles([directory / SAFETENSORS])
     if (directory / SHARDED).is_file():
         return SafetensorsFiles(_shards(directory / SHARDED))
-    raise CheckpointError(f"{directory}: no weights there; expected {SAFETENSORS} or {SHARDED}")
+    path = directory / PICKLED
+    if path.is_file():
+        return TorchTensors(tensors_in(read_torch_file(path), path), path)
+    raise CheckpointError(f"{directory}: no weights there; expected {SAFETENSORS}, {SHARDED} or {PICKLED}")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -137,9 +142,14 @@ def _ignored(config: ModelConfig) -> Callable[[str], bool]:
 
 def tokenizer_of(directory: Path, config: ModelConfig) -> str:
     """What `load_tokenizer` takes for a directory's tokenizer: itself, gpt2 where only the size tells, or ""."""
-    if (directory / FILE_NAME).is_file():
+    if (directory / FILE_NAME).is_file() or has_vocabulary_files(directory):
         return str(directory)
     return "gpt2" if config.vocab_size == GPT2_VOCABULARY else ""
+
+
+def known_fingerprint(tokenizer_name: str) -> str:
+    """The tokenizer's fingerprint where the name alone tells it, so that nothing has to be read."""
+    return GPT2_FINGERPRINT if tokenizer_name == "gpt2" else ""
 
 
 def open_tokenizer(directory: Path, config: ModelConfig, tokenizer_name: str) -> Tokenizer:

@@ -67,11 +67,17 @@ class Source:
         """SHA-256 (hex) of the file of the weights."""
         return self.weights.stored.sha256()
 
-    def load_into(self, model: GPT) -> None:
-        """Fill a model of the source's shape, on any device and of any dtype; what does not fit is a `CheckpointError`.
+    def check(self, shape: ModelConfig) -> None:
+        """Refuse, before any tensor is read, a model of another shape than the source's, and files that lack something.
 
         The model may have another dropout or attention, and see fewer positions: of learned ones it gets the first.
         """
+        check_shape(shape, self)
+        with torch.device("meta"):
+            self._places(GPT(shape))
+
+    def load_into(self, model: GPT) -> None:
+        """Fill a model of the source's shape, on any device and of any dtype; see `check` for what is refused."""
         check_shape(model.config, self)
         places = self._places(model)
         with torch.no_grad():

@@ -1,4 +1,7 @@
-"""Read a tokenizer.json: ours, GPT-2's, or another byte-level BPE in GPT-2's manner; anything else is a `DataError`."""
+"""Read a tokenizer.json, or vocab.json and merges.txt.
+
+Ours, GPT-2's, or another byte-level BPE in GPT-2's manner; anything else is a `DataError`.
+"""
 
 import json
 from pathlib import Path
@@ -11,14 +14,19 @@ from quillgpt.tokenizer.byte_level import GPT2_FINGERPRINT, ByteLevelBPE, merges
 from quillgpt.tokenizer.character import CharacterTokenizer
 from quillgpt.tokenizer.protocol import END_OF_TEXT, Tokenizer
 from quillgpt.tokenizer.tokenizer_json import BYTE_OF_CHARACTER, readable
+from quillgpt.tokenizer.vocabulary_files import VOCABULARY, document_of, has_vocabulary_files
 
 FILE_NAME = "tokenizer.json"
 REMEDY = "make a new one with `quill tokenizer train`"
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json file; its name is that of the menu's entry it equals."""
-    document = _read_json(path)
+    """The tokenizer of a tokenizer.json, or of a directory's; its name is that of the menu's entry it equals."""
+    if path.is_dir() and not (path / FILE_NAME).exists() and has_vocabulary_files(path):
+        path, document = path / VOCABULARY, document_of(path)
+    else:
+        path = path / FILE_NAME if path.is_dir() else path
+        document = _read_json(path)
     model = _entry(path, document, "model", dict)
     vocabulary, merges = _entry(path, model, "vocab", dict), _entry(path, model, "merges", list)
     has_fallback = model.get("byte_fallback", False) is True
