@@ -7,7 +7,7 @@ manifest has the size and SHA-256 of the others, because none of the formats not
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ import torch
 
 from quillgpt import files
 from quillgpt.config import ModelConfig
-from quillgpt.errors import CheckpointError, ConfigError
+from quillgpt.errors import CheckpointError, ConfigError, nearest
 from quillgpt.model.gpt import GPT
-from quillgpt.pretrained import open_foreign
+from quillgpt.pretrained import PUBLISHED, open_foreign
 from quillgpt.pretrained.source import Source, Weights, load_model_from
 from quillgpt.pretrained.tensor_files import SafetensorsFiles
 from quillgpt.run_dir import RunDirectory
@@ -135,7 +135,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a directory; a missing, torn or newer manifest is a `CheckpointError`."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        schema, _, _ = manifest["schema"], manifest["step"] + 0, manifest["files"].items()
+        schema, _ = manifest["schema"], manifest["step"] + 0
+        _, _ = manifest["files"][MODEL]["sha256"], manifest["files"][TOKENIZER]["sha256"]
         ModelConfig(**manifest["model"])
     except OSError as error:
         raise CheckpointError(f"{path}: no checkpoint: {MANIFEST}: {error.strerror}") from None
@@ -148,9 +149,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, manifest=manifest)
 
 
-def verify(checkpoint: Checkpoint) -> None:
-    """Compare every file with the manifest; the first that is missing, short or changed is a `CheckpointError`."""
-    for name, expected in checkpoint.manifest["files"].items():
+def verify(checkpoint: Checkpoint, names: Collection[str] = ()) -> None:
+    """Compare the files, or those named, with the manifest; a missing, short or changed one is a `CheckpointError`."""
+    listed = checkpoint.manifest["files"]
+    for name in names or listed:
+        expected = listed[name]
         path = checkpoint.path / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
@@ -190,21 +193,25 @@ def prune(run: RunDirectory, *, keep_last: int) -> None:
             files.remove_directory(checkpoint.path)
 
 
-def find(where: str | Path) -> Checkpoint:
-    """The intact checkpoint a user means: that directory, or a run's best (its newest where none was evaluated)."""
+def find(where: str | Path, names: Collection[str] = ()) -> Checkpoint:
+    """The intact checkpoint a user means: that directory, or a run's best (its newest where none was evaluated).
+
+    Where `names` are given, only these files are read and have to be intact.
+    """
     path = Path(where)
     if (path / MANIFEST).is_file():
         checkpoint = read_checkpoint(path)
-        verify(checkpoint)
+        verify(checkpoint, names)
         return checkpoint
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such run or checkpoint directory; runs are under runs/")
+        known = f"runs are under runs/, published models are {', '.join(PUBLISHED)}"
+        raise CheckpointError(f"{path}: no such run or checkpoint directory{nearest(str(where), PUBLISHED)}; {known}")
     checkpoints = committed(RunDirectory(path))
     damage = ""
     while checkpoints:
         chosen = best(checkpoints) or checkpoints[-1]
         try:
-            verify(chosen)
+            verify(chosen, names)
         except CheckpointError as error:
             damage = f" ({error})"
             checkpoints.remove(chosen)
@@ -222,7 +229,7 @@ def open_model(where: str | Path) -> Source:
     foreign = open_foreign(where)
     if foreign is not None:
         return foreign
-    return as_source(find(where))
+    return as_source(find(where, (MODEL, TOKENIZER)))
 
 
 def as_source(checkpoint: Checkpoint) -> Source:
@@ -231,6 +238,7 @@ def as_source(checkpoint: Checkpoint) -> Source:
         name=str(checkpoint.path),
         config=ModelConfig(**checkpoint.manifest["model"]),
         tokenizer_name=str(checkpoint.path / TOKENIZER),
+        known_fingerprint=checkpoint.manifest["files"][MODEL]["sha256"],
         known_tokenizer_fingerprint=checkpoint.manifest["tokenizer"],
         open_weights=lambda: own_weights(checkpoint),
         open_tokenizer=lambda: load_tokenizer(checkpoint.path / TOKENIZER),

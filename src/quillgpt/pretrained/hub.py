@@ -62,6 +62,7 @@ def open_published(name: str) -> Source:
         name=name,
         config=SIZES[name],
         tokenizer_name="gpt2",
+        known_fingerprint=published.sha256,
         known_tokenizer_fingerprint=GPT2_FINGERPRINT,
         open_weights=lambda: _weights(name, published),
         open_tokenizer=lambda: _tokenizer(published),

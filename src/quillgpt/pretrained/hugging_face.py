@@ -62,10 +62,11 @@ def config_from_hugging_face(theirs: Mapping[str, Any], *, where: str) -> ModelC
     of two operations and not the result.
     """
     width = theirs.get("n_embd", 768)
+    inner = 4 * width if isinstance(width, int) else None
     activation = theirs.get("activation_function", "gelu_new")
     rules = [
-        ("activation_function", activation, activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
-        ("n_inner", theirs.get("n_inner"), theirs.get("n_inner") in (None, 4 * width), f"4 * n_embd = {4 * width}"),
+        ("activation_function", activation, activation in [*ACTIVATIONS], f"one of {', '.join(ACTIVATIONS)}"),
+        ("n_inner", theirs.get("n_inner"), theirs.get("n_inner") in (None, inner), f"4 * n_embd = {inner}"),
         _is("scale_attn_weights", theirs, True),
         _is("scale_attn_by_inverse_layer_idx", theirs, False),
         _is("add_cross_attention", theirs, False),

@@ -44,6 +44,7 @@ class Source:
     tokenizer_name: str
     open_weights: Callable[[], Weights]
     open_tokenizer: Callable[[], Tokenizer]
+    known_fingerprint: str = ""
     known_tokenizer_fingerprint: str = ""
 
     def tokenizer(self) -> Tokenizer:
@@ -65,7 +66,7 @@ class Source:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the file of the weights."""
-        return self.weights.stored.sha256()
+        return self.known_fingerprint or self.weights.stored.sha256()
 
     def check(self, shape: ModelConfig) -> None:
         """Refuse, before any tensor is read, a model of another shape than the source's, and files that lack something.
@@ -135,7 +136,8 @@ def empty_model(config: ModelConfig, device: str | torch.device) -> GPT:
     """A model with memory for its weights but no values: to be filled by `Source.load_into`."""
     with torch.device("meta"):  # shapes only, so that no random weights are drawn
         model = GPT(config)
-    return model.to_empty(device=device)
+    model.take_memory(device)
+    return model
 
 
 def load_model_from(source: Source, device: str | torch.device = "cpu") -> tuple[GPT, Tokenizer]:

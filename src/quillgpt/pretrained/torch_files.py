@@ -1,6 +1,7 @@
 """Tensors in torch's own files (.pt, .bin): pickles, so read by torch's reader of plain data only, never otherwise."""
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,9 @@ def read_torch_file(path: Path) -> Any:
     tensors; a file that asks for another is refused, and nothing reads it less strictly.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle's protocol; what follows from it is told below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         found = next(
             (line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), ""

@@ -70,11 +70,10 @@ def _refuse_other_rules(path: Path, document: dict, model: dict, has_fallback: b
         cutting = cutting if isinstance(cutting, dict) else {}
         is_ours = cutting.get("type") == "ByteLevel" and not cutting.get("add_prefix_space", True)
         is_ours = is_ours and cutting.get("use_regex", True) is True
-    behind = document.get("post_processor") or {}
     rules = {
         "pre_tokenizer": is_ours,
         "normalizer": document.get("normalizer") is None,
-        "post_processor": isinstance(behind, dict) and behind.get("type", "ByteLevel") == "ByteLevel",
+        "post_processor": _adds_nothing(document.get("post_processor") or {}),
         "model type": model.get("type", "BPE") == "BPE",
     }
     rules |= {
@@ -84,6 +83,14 @@ def _refuse_other_rules(path: Path, document: dict, model: dict, has_fallback: b
     for name, is_plain in rules.items():
         if not is_plain:
             raise DataError(f"{path}: its {name} is not GPT-2's, the only kind that quill reads; {REMEDY}")
+
+
+def _adds_nothing(post_processor: Any) -> bool:
+    """Whether it leaves the tokens as they are: GPT-2's, or a template of no special tokens, as transformers writes."""
+    if not isinstance(post_processor, dict):
+        return False
+    kind = post_processor.get("type", "ByteLevel")
+    return kind == "ByteLevel" or (kind == "TemplateProcessing" and post_processor.get("special_tokens") == {})
 
 
 def _end_of_text(path: Path, document: dict) -> int:
