@@ -45,13 +45,17 @@ PUBLISHED: Mapping[str, Published] = {
     "gpt2-large": Published(
         repository="openai-community/gpt2-large", revision="32b71b12589c2f8d625668d2335a01cac3249519"
     ),
-    "gpt2-xl": Published(repository="openai-community/gpt2-xl", revision="15ea56dee5df4983c59b2538573817e1667135e2"),
+    "gpt2-xl": Published(
+        repository="openai-community/gpt2-xl",
+        revision="15ea56dee5df4983c59b2538573817e1667135e2",
+        sha256="0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
+    ),
 }
 """OpenAI's four, each at one commit; its shape is that of the same name in `SIZES`.
 
-The hashes were not taken from the hub itself but from public repositories that name them as what the hub resolved, ten
-and more for each, with no other candidate; that of gpt2 also stands in huggingface_hub's documentation. The SHA-256 is
-stated by as many.
+The hashes were not taken from the hub itself but from public repositories that name them as what the hub gave them: nine
+and more for each commit, with no other candidate (that of gpt2 also stands in huggingface_hub's documentation), and
+several for each SHA-256. For the other two files none was found.
 """
 
 
