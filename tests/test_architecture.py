@@ -16,7 +16,7 @@ LAYERS = [
     {"hardware", "distributed", "files", "recipes"},
     {"tokenizer", "model", "optim"},
     {"data", "run_dir"},
-    {"sample"},
+    {"sample", "pretrained"},
     {"checkpoint", "evaluate"},
     {"train"},
     {"encryption"},

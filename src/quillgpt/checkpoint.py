@@ -7,7 +7,7 @@ manifest has the size and SHA-256 of the others, because none of the formats not
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ import torch
 
 from quillgpt import files
 from quillgpt.config import ModelConfig
-from quillgpt.errors import CheckpointError, ConfigError
+from quillgpt.errors import CheckpointError, ConfigError, nearest
 from quillgpt.model.gpt import GPT
+from quillgpt.pretrained import PUBLISHED, open_foreign
+from quillgpt.pretrained.source import Source, Weights, load_model_from
+from quillgpt.pretrained.tensor_files import SafetensorsFiles
 from quillgpt.run_dir import RunDirectory
 from quillgpt.tokenizer import Tokenizer, load_tokenizer
 
@@ -132,7 +135,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a directory; a missing, torn or newer manifest is a `CheckpointError`."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        schema, _, _ = manifest["schema"], manifest["step"] + 0, manifest["files"].items()
+        schema, _ = manifest["schema"], manifest["step"] + 0
+        _, _ = manifest["files"][MODEL]["sha256"], manifest["files"][TOKENIZER]["sha256"]
         ModelConfig(**manifest["model"])
     except OSError as error:
         raise CheckpointError(f"{path}: no checkpoint: {MANIFEST}: {error.strerror}") from None
@@ -145,9 +149,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, manifest=manifest)
 
 
-def verify(checkpoint: Checkpoint) -> None:
-    """Compare every file with the manifest; the first that is missing, short or changed is a `CheckpointError`."""
-    for name, expected in checkpoint.manifest["files"].items():
+def verify(checkpoint: Checkpoint, names: Collection[str] = ()) -> None:
+    """Compare the files, or those named, with the manifest; a missing, short or changed one is a `CheckpointError`."""
+    listed = checkpoint.manifest["files"]
+    for name in names or listed:
+        expected = listed[name]
         path = checkpoint.path / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
@@ -187,21 +193,25 @@ def prune(run: RunDirectory, *, keep_last: int) -> None:
             files.remove_directory(checkpoint.path)
 
 
-def find(where: str | Path) -> Checkpoint:
-    """The intact checkpoint a user means: that directory, or a run's best (its newest where none was evaluated)."""
+def find(where: str | Path, names: Collection[str] = ()) -> Checkpoint:
+    """The intact checkpoint a user means: that directory, or a run's best (its newest where none was evaluated).
+
+    Where `names` are given, only these files are read and have to be intact.
+    """
     path = Path(where)
     if (path / MANIFEST).is_file():
         checkpoint = read_checkpoint(path)
-        verify(checkpoint)
+        verify(checkpoint, names)
         return checkpoint
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such run or checkpoint directory; runs are under runs/")
+        known = f"runs are under runs/, published models are {', '.join(PUBLISHED)}"
+        raise CheckpointError(f"{path}: no such run or checkpoint directory{nearest(str(where), PUBLISHED)}; {known}")
     checkpoints = committed(RunDirectory(path))
     damage = ""
     while checkpoints:
         chosen = best(checkpoints) or checkpoints[-1]
         try:
-            verify(chosen)
+            verify(chosen, names)
         except CheckpointError as error:
             damage = f" ({error})"
             checkpoints.remove(chosen)
@@ -210,8 +220,36 @@ def find(where: str | Path) -> Checkpoint:
     raise CheckpointError(f"{path}: no intact checkpoint in it{damage}; `quill train` makes one")
 
 
+def open_model(where: str | Path) -> Source:
+    """The model that a user means: a run or checkpoint directory, or what `open_foreign` knows.
+
+    gpt2, gpt2-medium, gpt2-large, gpt2-xl: OpenAI's; a Hugging Face directory; nanoGPT's ckpt.pt or its directory.
+    Nothing is fetched, and no tensor read, before the weights are wanted.
+    """
+    foreign = open_foreign(where)
+    if foreign is not None:
+        return foreign
+    return as_source(find(where, (MODEL, TOKENIZER)))
+
+
+def as_source(checkpoint: Checkpoint) -> Source:
+    """A checkpoint as what a model is loaded from."""
+    return Source(
+        name=str(checkpoint.path),
+        config=ModelConfig(**checkpoint.manifest["model"]),
+        tokenizer_name=str(checkpoint.path / TOKENIZER),
+        known_fingerprint=checkpoint.manifest["files"][MODEL]["sha256"],
+        known_tokenizer_fingerprint=checkpoint.manifest["tokenizer"],
+        open_weights=lambda: own_weights(checkpoint),
+        open_tokenizer=lambda: load_tokenizer(checkpoint.path / TOKENIZER),
+    )
+
+
 def load_model(where: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:
-    """The model, in evaluation mode, and the tokenizer of a run or checkpoint directory.
+    """The model, in evaluation mode, and the tokenizer of a run, a published model or another project's file.
+
+    `open_model` says what `where` may be, gpt2 and ckpt.pt among it; docs/pretrained.md tells more. The weights are
+    fp32. A tokenizer that is missing is told when it is first used.
 
     For example:
         model, tokenizer = quillgpt.load_model("runs/python")
@@ -221,22 +259,12 @@ def load_model(where: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:
         for token in logits.topk(3).indices.tolist():
             print(repr(tokenizer.decode([token])))
     """
-    checkpoint = find(where)
-    model = GPT(ModelConfig(**checkpoint.manifest["model"])).to(device)
-    load_weights(model, checkpoint)
-    return model.eval(), load_tokenizer(checkpoint.path / TOKENIZER)
+    return load_model_from(open_model(where), device)
 
 
-def load_weights(model: GPT, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into a model of the same shape."""
-    expected = model_tensors(model)
-    tensors = checkpoint.tensors(MODEL)
-    for name in expected.keys() | tensors.keys():
-        if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
-            raise CheckpointError(f"{checkpoint.path}: {name} does not fit the model; it was made with other settings")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            expected[name].copy_(tensor)
+def own_weights(checkpoint: Checkpoint) -> Weights:
+    """The weights of a checkpoint, under their own names."""
+    return Weights(stored=SafetensorsFiles([checkpoint.path / MODEL]), place=lambda name: (name, False))
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

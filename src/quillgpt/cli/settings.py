@@ -59,6 +59,10 @@ def load_settings(
         raise ConfigError("--steps and --minutes both set how long to train; leave one of them out")
     origins = {name: origin for name, origin in origins.items() if name not in superseded(given)}
     origins |= {name: f"flag {flag}" for name, flag in given.items()}
+    if config.train.init != "scratch":
+        from quillgpt.train.starting_point import with_the_shape_of_init
+
+        config, origins = with_the_shape_of_init(config, origins)
     if config.train.out == "auto":
         config = updated(config, {"out": default_out(recipe)}, where="--out")
         origins["out"] = "recipe's name"

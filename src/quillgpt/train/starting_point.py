@@ -1,0 +1,68 @@
+"""`init`: the model a run starts from gives its shape and its tokenizer."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from quillgpt.checkpoint import open_model
+from quillgpt.config import DataConfig, RunConfig, updated
+from quillgpt.data.directory import data_directory
+from quillgpt.data.manifest import MANIFEST
+from quillgpt.errors import ConfigError
+from quillgpt.pretrained.source import NOT_OF_THE_WEIGHTS, Source
+from quillgpt.tokenizer.byte_level import GPT2_FINGERPRINT
+
+SCRATCH = "scratch"
+
+
+def starting_point(config: RunConfig) -> Source | None:
+    """The model to start from; None for new weights."""
+    return None if config.train.init == SCRATCH else open_model(config.train.init)
+
+
+def with_the_shape_of_init(config: RunConfig, origins: Mapping[str, str]) -> tuple[RunConfig, dict[str, str]]:
+    """The settings with the shape of the model to start from, and their origins.
+
+    It replaces what defaults and the recipe say; a flag that says otherwise is refused. Dropout, attention and a
+    shorter context do not depend on the weights: there a flag or the recipe is followed, and else the source.
+    """
+    source = starting_point(config)
+    if source is None:
+        return config, dict(origins)
+    adopted = {}
+    for name, theirs in dataclasses.asdict(source.config).items():
+        ours, origin = getattr(config.model, name), origins.get(name, "default")
+        if ours == theirs or (name in NOT_OF_THE_WEIGHTS and _is_kept(name, ours, theirs, origin)):
+            continue
+        if origin.startswith("flag"):
+            raise ConfigError(f"{_told(name, ours)}: {source.name} has {theirs!r}; leave it out to start from it")
+        adopted[name] = theirs
+    if origins.get("tokenizer", "").startswith("flag") and config.data.tokenizer != source.tokenizer_name:
+        asked = _told("tokenizer", config.data.tokenizer)
+        raise ConfigError(f"{asked}: a run that starts from {source.name} keeps its tokenizer; leave it out")
+    by_source = dict.fromkeys(adopted, f"init {config.train.init}")
+    return updated(config, adopted, where=f"init {source.name}"), {**origins, **by_source}
+
+
+def _is_kept(name: str, ours: Any, theirs: Any, origin: str) -> bool:
+    if origin == "default":
+        return name == "dropout"
+    return name != "context_length" or ours < theirs
+
+
+def _told(name: str, value: Any) -> str:
+    return f"--{name.replace('_', '-')} {value!r}"
+
+
+def data_settings(config: RunConfig, source: Source | None) -> DataConfig:
+    """The data settings, with the tokenizer of the model to start from; its data may be there already under `gpt2`."""
+    if source is None:
+        return config.data
+    if not source.tokenizer_name:
+        source.open_tokenizer()  # tells what is missing
+    own = dataclasses.replace(config.data, tokenizer=source.tokenizer_name)
+    if source.tokenizer_fingerprint != GPT2_FINGERPRINT:
+        return own
+    by_name = dataclasses.replace(config.data, tokenizer="gpt2")
+    is_prepared = (data_directory(by_name, config.model.vocab_size) / MANIFEST).is_file()
+    return by_name if is_prepared else own
