@@ -14,6 +14,7 @@ from quillgpt.data.token_dataset import TokenDataset
 from quillgpt.distributed import ranks_from_environment
 from quillgpt.errors import DataError
 from quillgpt.hardware import detect
+from quillgpt.model.lora import adapter_parameter_count
 from quillgpt.model.sizes import flops_per_token, parameter_count
 from quillgpt.tokenizer import TOKENIZERS, load_tokenizer
 from quillgpt.train.resolve import estimated_memory_bytes, resolve
@@ -77,11 +78,16 @@ def consequence_rows(config: RunConfig) -> list[Row]:
     tokens = config.train.steps * tokens_per_step
     micro_batches = -(-choices.rows // (choices.batch_size * ranks.world_size))
     kind = choices.device.partition(":")[0]
-    memory = estimated_memory_bytes(model, choices.batch_size, choices.dtype, kind)
+    rank = config.lora.lora_rank
+    memory = estimated_memory_bytes(model, choices.batch_size, choices.dtype, kind, rank)
     free = machine.device_memory_bytes if kind == "cuda" else machine.cpu_memory_bytes
     rows = [
         ("vocabulary", f"{vocab_size:,} tokens", vocabulary_reason),
-        ("parameters", f"{parameter_count(model):,}", f"{flops_per_token(model):,} operations to train on a token"),
+        (
+            "parameters",
+            f"{parameter_count(model):,}",
+            f"{flops_per_token(model, rank):,} operations to train on a token",
+        ),
         ("tokens", f"{tokens:,}", f"{config.train.steps:,} steps"),
         data_row,
         ("epochs", f"{tokens / prepared.token_count:,.2f}" if prepared else "unknown", "how often the data is read"),
@@ -94,6 +100,9 @@ def consequence_rows(config: RunConfig) -> list[Row]:
         ("threads", str(choices.threads), reasons["threads"]),
         ("compile", "on" if choices.compile else "off", reasons["compile"]),
     ]
+    if rank:
+        trained = f"{adapter_parameter_count(model, rank):,}"
+        rows.insert(2, ("trained", trained, f"parameters of the LoRA adapters of rank {rank}; the others are frozen"))
     if minutes:
         measured = ("measured first", f"as many steps as fit into {minutes:g} minutes")
         rows = [(name, *(measured if name in ("tokens", "epochs") else rest)) for name, *rest in rows]

@@ -58,7 +58,7 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
     with contextlib.ExitStack() as stack:
         machine = detect()
         choices, reasons = resolve(config, machine, ranks)
-        check_memory(config.model, choices, machine, ranks)
+        check_memory(config, choices, machine, ranks)
         stack.enter_context(
             joined(
                 ranks,
@@ -75,7 +75,7 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
         metrics = stack.enter_context(
             Metrics(run, config, model.config, choices, position, is_first=ranks.is_first, say=screen.say)
         )
-        stack.enter_context(screen.training(run.path, model.config, choices, reasons, position))
+        stack.enter_context(screen.training(run.path, model.config, choices, reasons, position, config.lora.lora_rank))
         request = stack.enter_context(stop_requests())
         guard = Guard(position.non_finite_in_a_row)
         held_out: HeldOutLoss | None = None
