@@ -50,6 +50,7 @@ RECIPES = {
     "train_shakespeare_char": "shakespeare-char",
     "train_shakespeare": "shakespeare",
     "train_gpt2": "gpt2-124m",
+    "finetune_shakespeare": "finetune-shakespeare",
 }
 """nanoGPT's configuration files and the recipes that do the same; `config/` before and `.py` behind are left out."""
 
