@@ -192,6 +192,7 @@ def _save(run: RunDirectory, config: RunConfig, parts: Parts, held_out: HeldOutL
         tokenizer=parts.data.tokenizer,
         data_fingerprint=parts.data.train.fingerprint,
         held_out_loss=held_out.loss if held_out is not None else None,
+        adapter=parts.adapter,
     )
     checkpoint.prune(run, keep_last=config.train.keep_last)
 

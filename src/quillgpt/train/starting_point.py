@@ -2,22 +2,31 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from quillgpt.checkpoint import open_model
+from quillgpt.checkpoint import Checkpoint, as_source, committed, open_model
 from quillgpt.config import DataConfig, RunConfig, updated
 from quillgpt.data.directory import data_directory
 from quillgpt.data.manifest import MANIFEST
 from quillgpt.errors import ConfigError
 from quillgpt.pretrained.source import NOT_OF_THE_WEIGHTS, Source
+from quillgpt.run_dir import RunDirectory
 from quillgpt.tokenizer.byte_level import GPT2_FINGERPRINT
 
 SCRATCH = "scratch"
 
 
-def starting_point(config: RunConfig) -> Source | None:
-    """The model to start from; None for new weights."""
-    return None if config.train.init == SCRATCH else open_model(config.train.init)
+def starting_point(config: RunConfig, found: Checkpoint | None = None) -> Source | None:
+    """The model that gives shape and tokenizer; None for a run from scratch.
+
+    That is the run's own checkpoint where it has begun, so that what it started from need not be there any more.
+    """
+    if config.train.init == SCRATCH:
+        return None
+    if found is None and config.train.out != "auto":
+        found = next(reversed(committed(RunDirectory(Path(config.train.out)))), None)
+    return open_model(config.train.init) if found is None else as_source(found)
 
 
 def with_the_shape_of_init(config: RunConfig, origins: Mapping[str, str]) -> tuple[RunConfig, dict[str, str]]:
