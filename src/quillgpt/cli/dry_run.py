@@ -18,7 +18,7 @@ from quillgpt.model.lora import adapter_parameter_count
 from quillgpt.model.sizes import flops_per_token, parameter_count
 from quillgpt.tokenizer import TOKENIZERS, load_tokenizer
 from quillgpt.train.resolve import estimated_memory_bytes, resolve
-from quillgpt.train.starting_point import data_settings, starting_point
+from quillgpt.train.starting_point import begun, data_settings, starting_point
 
 PIPE_COLUMNS = 160  # a pipe has no width of its own
 WIDEST_VALUE, WIDEST_ORIGIN = 40, 36
@@ -111,7 +111,7 @@ def consequence_rows(config: RunConfig) -> list[Row]:
 
 def prepared_data(config: RunConfig) -> tuple[TokenDataset | None, tuple[str, str, str]]:
     """The training tokens where they are prepared already, and the row that says where and how many."""
-    directory = data_directory(data_settings(config, starting_point(config)), config.model.vocab_size)
+    directory = data_directory(data_settings(config, starting_point(config, begun(config))), config.model.vocab_size)
     if (directory / "manifest.json").is_file():
         try:
             prepared = TokenDataset.open(directory, "train")
@@ -127,7 +127,7 @@ def true_vocab_size(config: RunConfig, prepared: TokenDataset | None) -> tuple[i
     """The size of the tokenizer's vocabulary, which is the model's, and how it is known."""
     if prepared:
         return prepared.vocab_size, "of the prepared data"
-    name = data_settings(config, starting_point(config)).tokenizer
+    name = data_settings(config, starting_point(config, begun(config))).tokenizer
     if name == "bpe":
         return config.model.vocab_size, "bpe is trained to this size"
     if name == "gpt2" or (name in TOKENIZERS and TOKENIZERS[name].learns):

@@ -29,13 +29,7 @@ INSTEAD_OF = {
 
 
 def load_recipe(name_or_path: str, **changes: Scalar) -> RunConfig:
-    """The settings of a recipe by its name or its file, some of them changed; `train` takes them.
-
-    For example:
-        config = quillgpt.load_recipe("debug", steps=50, device="cpu", out="runs/first")
-        print(config.model.n_layer, config.train.steps)  # 2 50
-        outcome = quillgpt.train(config)
-    """
+    """The settings of a recipe by its name or its file, some of them changed; `init` is not looked at."""
     settings = {"out": default_out(name_or_path)} | read_recipe(name_or_path)[0]
     kept = {name: value for name, value in settings.items() if name not in superseded(changes)}
     config = updated(updated(RunConfig(), kept, where=f"recipe {name_or_path}"), changes, where="load_recipe")
