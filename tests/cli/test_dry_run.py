@@ -105,7 +105,7 @@ def test_every_recipe_can_be_shown(recipe: str, show: Show) -> None:
     assert show(f"{recipe} --device cpu")["parameters"]
 
 
-def test_with_lora_it_shows_how_much_is_trained_and_less_memory(
+def test_with_lora_it_shows_how_much_is_trained(
     show: Show, small_run: RunConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     base = updated(small_run, {"out": str(tmp_path_factory.mktemp("base") / "run"), "steps": 1}, where="test")
