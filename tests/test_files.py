@@ -1,5 +1,6 @@
 """All file output, under every failure: the old content or the new one, never a mixture, and nothing left behind."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -12,15 +13,21 @@ import torch
 
 from fault_injection import FAILURES, KILLED, LASTING, Disk, exit_code_of_fork, failing
 from quillgpt import checkpoint, files
-from quillgpt.config import ModelConfig
+from quillgpt.config import LoraConfig, ModelConfig
 from quillgpt.errors import DiskError, LockedError
 from quillgpt.model.gpt import GPT
+from quillgpt.model.lora import add_adapters
+from quillgpt.pretrained.adapted import Adapter, Base
 from quillgpt.run_dir import RunDirectory
 from quillgpt.tokenizer import load_tokenizer
 
 Tree = dict[str, bytes]
 TORCH_SEED = 1
 MODEL = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=8, vocab_size=257))
+ADAPTED = copy.deepcopy(MODEL)
+add_adapters(ADAPTED, LoraConfig(lora_rank=2))
+BASE = Base(init="gpt2", found="gpt2", beside="", weights="0" * 64, model={})
+ADAPTER = Adapter(settings=LoraConfig(lora_rank=2), base=BASE)
 TOKENIZER = load_tokenizer("byte")
 
 
@@ -38,12 +45,13 @@ def tree(folder: Path) -> Tree:
     }
 
 
-def save(folder: Path, step: int) -> checkpoint.Checkpoint:
-    """A checkpoint whose content says its step."""
+def save(folder: Path, step: int, adapter: Adapter | None = None) -> checkpoint.Checkpoint:
+    """A checkpoint whose content says its step, of all weights or of adapters."""
     return checkpoint.save(
         RunDirectory(folder),
         step=step,
-        model=MODEL,
+        model=MODEL if adapter is None else ADAPTED,
+        adapter=adapter,
         optimizer_state={"head.exp_avg": torch.full((3,), float(step))},
         state={"step": step},
         resolved={},
@@ -75,6 +83,10 @@ def saves_a_checkpoint(folder: Path) -> None:
     save(folder, 20)
 
 
+def saves_adapters(folder: Path) -> None:
+    save(folder, 20, ADAPTER)
+
+
 def old_file(folder: Path) -> None:
     (folder / "a.bin").write_bytes(b"old" * 10)
 
@@ -83,11 +95,16 @@ def old_checkpoint(folder: Path) -> None:
     save(folder, 10)
 
 
+def old_adapters(folder: Path) -> None:
+    save(folder, 10, ADAPTER)
+
+
 SWAPS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
     "file": (old_file, replaces_a_file),
     "new file": (lambda folder: None, makes_a_file_in_new_folders),
     "directory": (old_file, makes_a_directory),
     "checkpoint": (old_checkpoint, saves_a_checkpoint),
+    "checkpoint of adapters": (old_adapters, saves_adapters),
 }
 """what there is, and what changes it by one rename"""
 

@@ -28,6 +28,9 @@ SAID = {
         lr=0.001 min_lr=0.0001 beta2=0.99 warmup_steps=100 steps=5000 batch_size=64 batch_tokens=0 eval_every=250
         source=shakespeare tokenizer=character""",
     "shakespeare": "source=shakespeare tokenizer=gpt2 init=scratch",
+    "finetune-shakespeare": """init=gpt2 source=shakespeare tokenizer=gpt2 lr=3e-05 schedule=constant warmup_steps=0
+        steps=20 batch_size=1 gradient_accumulation_steps=32 context_length=1024 dropout=0.0 weight_decay=0.1
+        lora_rank=0""",
     "gpt2-124m": """n_layer=12 n_head=12 n_embd=768 context_length=1024 dropout=0.0 bias=False
         lr=0.0006 min_lr=6e-05 warmup_steps=2000 weight_decay=0.1 beta1=0.9 beta2=0.95 gradient_clip=1.0
         schedule=cosine decay_steps=0 steps=600000 batch_size=12 batch_tokens=491520

@@ -3,6 +3,8 @@
 checkpoints/step-000400/ holds manifest.json, config.toml, resolved.json, state.json, model.safetensors,
 optimizer.safetensors and tokenizer.json: safetensors and JSON only, nothing that can run code when it is read. The
 manifest has the size and SHA-256 of the others, because none of the formats notices a flipped bit by itself.
+
+A LoRA run has adapter.safetensors instead of model.safetensors; its manifest names the base, which is not copied.
 """
 
 import dataclasses
@@ -20,7 +22,9 @@ from quillgpt import files
 from quillgpt.config import ModelConfig
 from quillgpt.errors import CheckpointError, ConfigError, nearest
 from quillgpt.model.gpt import GPT
+from quillgpt.model.lora import adapter_tensors
 from quillgpt.pretrained import PUBLISHED, open_foreign
+from quillgpt.pretrained.adapted import Adapter, adapted, find_base
 from quillgpt.pretrained.source import Source, Weights, load_model_from
 from quillgpt.pretrained.tensor_files import SafetensorsFiles
 from quillgpt.run_dir import RunDirectory
@@ -36,6 +40,7 @@ MODEL, OPTIMIZER, STATE, RESOLVED, CONFIG = (
     "config.toml",
 )
 TOKENIZER = "tokenizer.json"
+ADAPTER = "adapter.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,11 @@ class Checkpoint:
     def step(self) -> int:
         """Optimizer steps done."""
         return self.manifest["step"]
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """What the adapters of a LoRA run are and belong to; None for a checkpoint of all weights."""
+        return Adapter.read(self.manifest["adapter"]) if "adapter" in self.manifest else None
 
     @property
     def held_out_loss(self) -> float | None:
@@ -79,17 +89,22 @@ def save(
     tokenizer: Tokenizer,
     data_fingerprint: str,
     held_out_loss: float | None,
+    adapter: Adapter | None = None,
 ) -> Checkpoint:
-    """Write a checkpoint of the step and return it; until it is complete nothing of it is visible."""
+    """Write a checkpoint of the step and return it; until it is complete nothing of it is visible.
+
+    Of a model with adapters only these are written, and from `adapter` what they are and belong to.
+    """
     path = run.checkpoints / f"step-{step:06d}"
     if path.exists():
         files.remove_directory(path)
+    weights_file, weights = (MODEL, model_tensors(model)) if adapter is None else (ADAPTER, adapter_tensors(model))
     contents = {
         CONFIG: lambda: config_toml.encode(),
         RESOLVED: lambda: _json(resolved),
         STATE: lambda: _json(state),
         TOKENIZER: lambda: tokenizer.to_json().encode(),
-        MODEL: lambda: safetensors.torch.save(_on_cpu(model_tensors(model)), metadata={"format": "pt"}),
+        weights_file: lambda: safetensors.torch.save(_on_cpu(weights), metadata={"format": "pt"}),
         OPTIMIZER: lambda: safetensors.torch.save(_on_cpu(optimizer_state)),
     }
     with files.atomic_directory(path) as temporary:
@@ -109,6 +124,8 @@ def save(
             "torch": torch.__version__,
             "files": written,
         }
+        if adapter is not None:
+            manifest["adapter"] = adapter.entry(path)
         with files.written_file(temporary / MANIFEST) as file:
             file.write(_json(manifest))
     return Checkpoint(path=path, manifest=manifest)
@@ -136,8 +153,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         schema, _ = manifest["schema"], manifest["step"] + 0
-        _, _ = manifest["files"][MODEL]["sha256"], manifest["files"][TOKENIZER]["sha256"]
+        for name in (TOKENIZER, ADAPTER if "adapter" in manifest else MODEL):
+            _ = manifest["files"][name]["sha256"]
         ModelConfig(**manifest["model"])
+        if "adapter" in manifest:
+            Adapter.read(manifest["adapter"])
     except OSError as error:
         raise CheckpointError(f"{path}: no checkpoint: {MANIFEST}: {error.strerror}") from None
     except (ConfigError, ValueError, TypeError, KeyError, AttributeError):
@@ -233,8 +253,9 @@ def open_model(where: str | Path) -> Source:
 
 
 def as_source(checkpoint: Checkpoint) -> Source:
-    """A checkpoint as what a model is loaded from."""
-    return Source(
+    """A checkpoint as what a model is loaded from; that of a LoRA run has its adapters merged into its base."""
+    adapter, written = checkpoint.adapter, checkpoint.manifest["files"]
+    source = Source(
         name=str(checkpoint.path),
         config=ModelConfig(**checkpoint.manifest["model"]),
         tokenizer_name=str(checkpoint.path / TOKENIZER),
@@ -242,7 +263,16 @@ def as_source(checkpoint: Checkpoint) -> Source:
         known_tokenizer_fingerprint=checkpoint.manifest["tokenizer"],
         open_weights=lambda: own_weights(checkpoint),
         open_tokenizer=lambda: load_tokenizer(checkpoint.path / TOKENIZER),
+        known_fingerprint=written[ADAPTER if adapter else MODEL]["sha256"],
     )
+    if adapter is None:
+        return source
+    return adapted(source, adapter, lambda: base_of(checkpoint, adapter), lambda: checkpoint.tensors(ADAPTER))
+
+
+def base_of(checkpoint: Checkpoint, adapter: Adapter) -> Source:
+    """The model that a checkpoint's adapters belong to, found where it lies now."""
+    return find_base(adapter.base, checkpoint.path, open_model)
 
 
 def load_model(where: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:

@@ -36,7 +36,8 @@ class Weights:
 class Source:
     """A model that can be opened: its shape, its tokenizer, and weights to fill a model of that shape with.
 
-    `name` is for messages. `tokenizer_name` is what the setting `tokenizer` takes to mean the same one, or "".
+    `name` is for messages. `tokenizer_name` is what the setting `tokenizer` takes to mean the same one, or "". `finish`
+    is done to a model that has the stored weights.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Source:
     open_tokenizer: Callable[[], Tokenizer]
     known_fingerprint: str = ""
     known_tokenizer_fingerprint: str = ""
+    finish: Callable[[GPT], None] = lambda model: None
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer the model was trained with, read when it is first used; what is wrong with it is told then."""
@@ -65,7 +67,7 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the file of the weights."""
+        """SHA-256 (hex) of the file of the weights, or what stands for it where they are made of several."""
         return self.known_fingerprint or self.weights.stored.sha256()
 
     def check(self, shape: ModelConfig) -> None:
@@ -87,6 +89,7 @@ class Source:
                 rows = _filled_rows(name, parameter, model.config)
                 parameter[len(rows) :].zero_()
                 self.weights.stored.copy(stored_name, rows.T if is_transposed else rows)
+        self.finish(model)
 
     def _places(self, model: GPT) -> dict[str, tuple[str, bool]]:
         """Where each weight is stored; a missing, surplus or mis-shaped tensor is told before anything is read."""

@@ -57,6 +57,7 @@ RECIPES = {
     "train_shakespeare_char": "shakespeare-char",
     "train_shakespeare": "shakespeare",
     "train_gpt2": "gpt2-124m",
+    "finetune_shakespeare": "finetune-shakespeare",
     "train_11": "one-layer",
 }
 """nanoGPT's configuration files, and the smallest of its descendants', and the recipes that do the same.

@@ -59,7 +59,7 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
     with contextlib.ExitStack() as stack:
         machine = detect()
         choices, reasons = resolve(config, machine, ranks)
-        check_memory(config.model, choices, machine, ranks)
+        check_memory(config, choices, machine, ranks)
         stack.enter_context(
             joined(
                 ranks,
@@ -76,7 +76,7 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
         metrics = stack.enter_context(
             Metrics(run, config, model.config, choices, position, is_first=ranks.is_first, say=screen.say)
         )
-        stack.enter_context(screen.training(run.path, model.config, choices, reasons, position))
+        stack.enter_context(screen.training(run.path, model.config, choices, reasons, position, config.lora.lora_rank))
         request = stack.enter_context(stop_requests())
         guard = Guard(position.non_finite_in_a_row)
         monitor = KernelMonitor(model=model, choices=choices, is_first=ranks.is_first, say=screen.say)
@@ -194,6 +194,7 @@ def _save(run: RunDirectory, config: RunConfig, parts: Parts, held_out: HeldOutL
         tokenizer=parts.data.tokenizer,
         data_fingerprint=parts.data.train.fingerprint,
         held_out_loss=held_out.loss if held_out is not None else None,
+        adapter=parts.adapter,
     )
     checkpoint.prune(run, keep_last=config.train.keep_last)
 

@@ -35,7 +35,7 @@ class Metrics:
     ) -> None:
         self._path = run.metrics
         self._device = torch.device(choices.device)
-        self._flops_per_token = flops_per_token(model)
+        self._flops_per_token = flops_per_token(model, config.lora.lora_rank)
         self._peak_flops = peak_flops(self._device, choices.dtype)
         self._world_size = choices.world_size
         self._is_first = is_first

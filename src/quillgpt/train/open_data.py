@@ -13,7 +13,7 @@ from quillgpt.data.prepare import prepare
 from quillgpt.data.text_to_shards import Means
 from quillgpt.data.token_dataset import TokenDataset
 from quillgpt.distributed import Ranks, first_goes_first
-from quillgpt.errors import ConfigError
+from quillgpt.errors import ConfigError, DataError
 from quillgpt.pretrained.source import Source
 from quillgpt.tokenizer import Tokenizer, bytes_per_token
 from quillgpt.train.progress import Screen
@@ -46,8 +46,10 @@ def open_data(config: RunConfig, source: Source | None, ranks: Ranks, screen: Sc
                 prepare(settings, vocab_size=config.model.vocab_size, out=directory, means=Means(progress=show))
         train = TokenDataset.open(directory, "train")
     tokenizer = load_data_tokenizer(directory)
-    if source is not None and source.tokenizer_fingerprint is not None:
-        train.check_tokenizer(source.tokenizer_fingerprint)
+    if source is not None and source.tokenizer_fingerprint != tokenizer.fingerprint:
+        theirs, ours = _told(source.tokenizer()), _told(tokenizer)
+        remedy = "choose other --data, or leave it out to prepare the text for this model"
+        raise DataError(f"{directory} was made with {ours}, {source.name} was trained with {theirs}; {remedy}")
     return Data(
         directory=directory,
         train=train,
@@ -57,6 +59,10 @@ def open_data(config: RunConfig, source: Source | None, ranks: Ranks, screen: Sc
         tokenizer=tokenizer,
         bytes_per_token=bytes_per_token(tokenizer),
     )
+
+
+def _told(tokenizer: Tokenizer) -> str:
+    return f"the tokenizer {tokenizer.name} of {tokenizer.vocab_size:,} tokens ({tokenizer.fingerprint[:12]})"
 
 
 def evaluation_tokens(config: RunConfig) -> int:

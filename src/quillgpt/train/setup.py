@@ -21,13 +21,14 @@ from quillgpt.errors import CheckpointError
 from quillgpt.hardware import cpu_name
 from quillgpt.model.gpt import GPT
 from quillgpt.optim import build_optimizer, load_state_tensors
-from quillgpt.pretrained.source import Source, empty_model
+from quillgpt.pretrained.adapted import Adapter
 from quillgpt.run_dir import RUNS, RunDirectory, config_toml, cut_metrics
 from quillgpt.train.calibrate import steps_for_minutes
 from quillgpt.train.open_data import Data, open_data
 from quillgpt.train.progress import Screen
 from quillgpt.train.resolve import Choices, check_rows
 from quillgpt.train.resume import Position, check_changes, former_choices, read_position
+from quillgpt.train.starting_model import starting_model
 from quillgpt.train.starting_point import starting_point
 from quillgpt.train.update import Wrapped, wrap_or_fall_back
 
@@ -41,6 +42,7 @@ class Parts:
     choices: Choices
     data: Data
     model: GPT
+    adapter: Adapter | None
     optimizer: torch.optim.Optimizer
     wrapped: Wrapped
     loader: BatchLoader
@@ -70,7 +72,7 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
         raise CheckpointError(
             f"{run.path} already holds a run at step {found.step}; leave out --fresh, or choose --out"
         )
-    source = starting_point(config)
+    source = starting_point(config, found)
     if source is not None and found is None:
         say(f"starting from the weights of {source.name}")
         with first_goes_first(ranks):  # rank 0 fetches a published model
@@ -81,7 +83,8 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
     check_rows(choices.rows, ranks)
     _check_same_start(run, position, choices, ranks)
     _set_up_torch(choices)
-    model = _model(config, choices, data, source if found is None else checkpoint.as_source(found))
+    shape = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
+    model, adapter = starting_model(config, shape, choices.device, source, found)
     position.steps = _steps(config, position, choices, ranks, model, data, say)
     wrapped, choices = wrap_or_fall_back(model, choices, ranks, say)
     optimizer = build_optimizer(model, config.optim)
@@ -103,6 +106,7 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
         choices=choices,
         data=data,
         model=model,
+        adapter=adapter,
         optimizer=optimizer,
         wrapped=wrapped,
         loader=loader,
@@ -135,17 +139,6 @@ def _check_same_start(run: RunDirectory, position: Position, choices: Choices, r
     if step != position.step:
         found = f"rank 0 continues from step {step}, rank {ranks.rank} from step {position.step}"
         raise CheckpointError(f"{run.path}: {found}; put --out where all nodes see the same files")
-
-
-def _model(config: RunConfig, choices: Choices, data: Data, source: Source | None) -> GPT:
-    """The model with the weights of the checkpoint or of `init`, or new ones drawn from the seed."""
-    shape = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
-    if source is None:
-        torch.manual_seed(config.train.seed)
-        return GPT(shape).to(choices.device)
-    model = empty_model(shape, choices.device)
-    source.load_into(model)
-    return model
 
 
 def _steps(

@@ -2,22 +2,35 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from quillgpt.checkpoint import open_model
+from quillgpt.checkpoint import Checkpoint, as_source, committed, open_model
 from quillgpt.config import DataConfig, RunConfig, updated
 from quillgpt.data.directory import data_directory
 from quillgpt.data.manifest import MANIFEST
 from quillgpt.errors import ConfigError
 from quillgpt.pretrained.source import NOT_OF_THE_WEIGHTS, Source
+from quillgpt.run_dir import RunDirectory
+from quillgpt.tokenizer import TOKENIZERS, load_tokenizer
 from quillgpt.tokenizer.byte_level import GPT2_FINGERPRINT
 
 SCRATCH = "scratch"
 
 
-def starting_point(config: RunConfig) -> Source | None:
-    """The model to start from; None for new weights."""
-    return None if config.train.init == SCRATCH else open_model(config.train.init)
+def starting_point(config: RunConfig, found: Checkpoint | None) -> Source | None:
+    """The model that gives shape and tokenizer; None for a run from scratch.
+
+    That is the run's own checkpoint where it has one, so that what it started from need not be there any more.
+    """
+    if config.train.init == SCRATCH:
+        return None
+    return open_model(config.train.init) if found is None else as_source(found)
+
+
+def begun(config: RunConfig) -> Checkpoint | None:
+    """The newest checkpoint that is already in the run directory, its files not checked."""
+    return next(reversed(committed(RunDirectory(Path(config.train.out)))), None)
 
 
 def with_the_shape_of_init(config: RunConfig, origins: Mapping[str, str]) -> tuple[RunConfig, dict[str, str]]:
@@ -26,7 +39,7 @@ def with_the_shape_of_init(config: RunConfig, origins: Mapping[str, str]) -> tup
     It replaces what defaults and the recipe say; a flag that says otherwise is refused. Dropout, attention and a
     shorter context do not depend on the weights: there a flag or the recipe is followed, and else the source.
     """
-    source = starting_point(config)
+    source = starting_point(config, begun(config))
     if source is None:
         return config, dict(origins)
     adopted = {}
@@ -34,12 +47,13 @@ def with_the_shape_of_init(config: RunConfig, origins: Mapping[str, str]) -> tup
         ours, origin = getattr(config.model, name), origins.get(name, "default")
         if ours == theirs or (name in NOT_OF_THE_WEIGHTS and _is_kept(name, ours, theirs, origin)):
             continue
+        if name == "context_length" and origin.startswith("flag") and source.config.position == "rotary":
+            continue  # nothing is stored for a position
         if origin.startswith("flag"):
             raise ConfigError(f"{_told(name, ours)}: {source.name} has {theirs!r}; leave it out to start from it")
         adopted[name] = theirs
-    if origins.get("tokenizer", "").startswith("flag") and config.data.tokenizer != source.tokenizer_name:
-        asked = _told("tokenizer", config.data.tokenizer)
-        raise ConfigError(f"{asked}: a run that starts from {source.name} keeps its tokenizer; leave it out")
+    if origins.get("tokenizer", "").startswith("flag"):
+        _check_tokenizer(config.data.tokenizer, source)
     by_source = dict.fromkeys(adopted, f"init {config.train.init}")
     return updated(config, adopted, where=f"init {source.name}"), {**origins, **by_source}
 
@@ -48,6 +62,14 @@ def _is_kept(name: str, ours: Any, theirs: Any, origin: str) -> bool:
     if origin == "default":
         return name == "dropout"
     return name != "context_length" or ours < theirs
+
+
+def _check_tokenizer(asked: str, source: Source) -> None:
+    """Refuse a tokenizer that is asked for and not the source's, which the weights know alone."""
+    learns = asked in TOKENIZERS and TOKENIZERS[asked].learns
+    if learns or load_tokenizer(asked).fingerprint != source.tokenizer_fingerprint:
+        own = f"{source.name} was trained with {source.tokenizer().name} and keeps it"
+        raise ConfigError(f"{_told('tokenizer', asked)}: {own}; leave it out to start from it")
 
 
 def _told(name: str, value: Any) -> str:
