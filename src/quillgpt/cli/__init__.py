@@ -12,4 +12,5 @@ COMMANDS = {
     "tokenizer": ("quillgpt.cli.tokenizer", "train a tokenizer, or look at how text is cut into tokens"),
     "train": ("quillgpt.cli.train", "train a model by a recipe; run it again to continue"),
     "sample": ("quillgpt.cli.sample", "write text with a trained model"),
+    "export": ("quillgpt.cli.export", "a trained model for transformers, llama.cpp or onnxruntime"),
 }

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -46,14 +47,26 @@ class Exported:
     usage: str
 
 
-def export(where: str, name: str, *, out: str = "auto", dtype: str = "auto", force: bool = False) -> Exported:
+def export(
+    where: str,
+    name: str,
+    *,
+    out: str = "auto",
+    dtype: str = "auto",
+    force: bool = False,
+    say: Callable[[str], None] = lambda notice: None,
+) -> Exported:
     """Export the model of a run or checkpoint in the format of that name; `out` appears complete and compared, or not.
 
     `ConfigError`: a setting the format cannot express, a missing package, a directory in the way.
     `ExportError`: what was written, read back, is another model.
     """
     exporter = pick(EXPORTERS, name, "format")
-    dtype = exporter.dtypes[0] if dtype == "auto" else pick({kind: kind for kind in exporter.dtypes}, dtype, f"{name}: dtype")
+    dtype = (
+        exporter.dtypes[0]
+        if dtype == "auto"
+        else pick({kind: kind for kind in exporter.dtypes}, dtype, f"{name}: dtype")
+    )
     _require_packages(name, exporter)
     form: Format = importlib.import_module(exporter.module).FORMAT
     checkpoint = find(where)
@@ -68,6 +81,7 @@ def export(where: str, name: str, *, out: str = "auto", dtype: str = "auto", for
         expected = [model(tokens) for tokens in batches]
     if not all(logits.isfinite().all() for logits in expected):
         raise ExportError(f"{checkpoint.path}: its logits are NaN or infinite; export an earlier checkpoint")
+    say(f"writing {path}, then reading it back ...")
     files.make_directory(path.parent)
     files.remove_leftovers(path.parent, of=path.name)
     with files.atomic_directory(path, replaces=force) as folder:
@@ -105,7 +119,9 @@ def check_place(path: Path, *, may_replace: bool) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         is_ours = False
     if not is_ours:
-        raise ConfigError(f"{path} was not made by `quill export`, so --force does not replace it; choose another --out")
+        raise ConfigError(
+            f"{path} was not made by `quill export`, so --force does not replace it; choose another --out"
+        )
 
 
 def probes(config: ModelConfig, end_of_text: int) -> list[Tensor]:

@@ -7,6 +7,7 @@ the matrices: norms, biases and positions stay f32, and a row that is no multipl
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ NORMAL, CONTROL = 1, 3
 ROUNDING = {"F32": 0.0, "F16": 2**-11, "Q8_0": 0.5 / 127 + 2**-11}
 """how far a number may be off, as a fraction of the largest of the 32 it is stored with (F16: of itself).
 
-Q8_0 has 127 steps up to the largest, and rounds the size of a step to 11 bits, an error that grows with the step's number.
+Q8_0 has 127 steps up to the largest, and rounds the size of a step to 11 bits, an error that grows with their number.
 """
 SMALLEST = 2.0**-25
 """half of the smallest step of f16, added to the above"""
@@ -40,9 +41,13 @@ def refuse(config: ModelConfig, tokenizer: str, dtype: str) -> None:
     """Refuse a model that is not GPT-2's network, and a tokenizer that is not byte-level."""
     other = in_the_way(config)
     if other:
-        raise ConfigError(f"gguf: {', '.join(other)} cannot be expressed; llama.cpp's gpt2 is GPT-2 as published")
+        raise ConfigError(
+            f"gguf: {', '.join(other)} cannot be expressed, only GPT-2's network can; take another format"
+        )
     if tokenizer == "character":
-        raise ConfigError("gguf: tokenizer = 'character' cannot be expressed; expected gpt2, bpe or byte")
+        raise ConfigError(
+            "gguf: tokenizer = 'character' cannot be expressed, only gpt2, bpe and byte; take another format"
+        )
 
 
 def write_export(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: str, origin: Origin) -> None:
@@ -119,7 +124,7 @@ def _stored(name: str, tensor: Tensor, dtype: str) -> StoredTensor:
 
     def content() -> memoryview:
         numbers = numpy.frombuffer(float32_bytes(tensor), dtype=numpy.float32).reshape(tensor.shape)
-        return memoryview(numpy.ascontiguousarray(quantize(numbers, kind))).cast("B")
+        return numpy.ascontiguousarray(quantize(numbers, kind)).data.cast("B")
 
     size = tensor.numel() // block * block_bytes
     return StoredTensor(shape=tuple(tensor.shape), kind=int(kind), bytes=size, content=content)
@@ -162,10 +167,10 @@ def read(folder: Path) -> Written:
     with quiet():
         from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-        config = GPT2Config.from_pretrained(folder, local_files_only=True)
-        options = {"gguf_file": path.name, "local_files_only": True}
+        config: Any = GPT2Config.from_pretrained(folder, local_files_only=True)
+        options: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
         model = GPT2LMHeadModel.from_pretrained(folder, config=config, dtype=torch.float32, **options).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
     return Written(
         logits=lambda tokens: model(input_ids=tokens, use_cache=False).logits,
         encode=lambda text: tokenizer(text)["input_ids"],

@@ -1,8 +1,8 @@
 """Writing a GGUF file one tensor after the other, through `files.py`.
 
-The library's own writer opens the file itself and has no empty array, which a tokenizer without merges needs. The format
-(version 3, little-endian): magic, counts, key-value pairs, a table of the tensors, and the tensors, each from a multiple
-of 32 bytes on [Gerganov 2023].
+The library's own writer opens the file itself and has no empty array, which a tokenizer without merges needs.
+The format (version 3, little-endian): magic, counts, key-value pairs, a table of the tensors, and the tensors, each
+beginning at a multiple of 32 bytes [Gerganov 2023].
 """
 
 import struct

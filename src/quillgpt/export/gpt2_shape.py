@@ -33,8 +33,7 @@ def in_the_way(config: ModelConfig) -> list[str]:
     return [
         f"{setting.name} = {shown(getattr(config, setting.name))}"
         for setting in dataclasses.fields(config)
-        if setting.name not in FREE
-        and getattr(config, setting.name) not in SAME.get(setting.name, {setting.default})
+        if setting.name not in FREE and getattr(config, setting.name) not in SAME.get(setting.name, {setting.default})
     ]
 
 

@@ -84,7 +84,7 @@ def read(folder: Path) -> Written:
         is_custom = (folder / f"{MODELING}.py").exists()
         kind: Any = _custom_class(folder) if is_custom else GPT2LMHeadModel
         model = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return Written(
         logits=lambda tokens: model(input_ids=tokens, use_cache=False).logits,
         encode=lambda text: tokenizer(text)["input_ids"],

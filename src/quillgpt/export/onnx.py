@@ -1,6 +1,6 @@
 """Entry `onnx`: a graph for onnxruntime, tokens (B, T) int64 in, logits (B, T, V) float32 out, for any B and T.
 
-T is at most context_length. Every model of ours can be traced; what torch cannot write is refused, naming the attention.
+T is at most context_length. What torch cannot write is refused, naming the attention.
 """
 
 from pathlib import Path
@@ -46,7 +46,7 @@ def write_export(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: str, ori
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in PADDED:
-                parameter.set_(parameter[: model.config.vocab_size])
+                parameter.data = parameter.data[: model.config.vocab_size]
     program = traced(model)
     values = [value for value in program.model.graph.initializers.values() if value.const_value is not None]
     if sum(value.const_value.nbytes for value in values) > LARGEST_FILE:

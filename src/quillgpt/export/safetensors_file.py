@@ -32,4 +32,4 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def float32_bytes(tensor: Tensor) -> memoryview:
     """A tensor's numbers as they lie in a file: float32, row after row."""
-    return memoryview(tensor.detach().to("cpu", torch.float32).contiguous().numpy()).cast("B")
+    return tensor.detach().to("cpu", torch.float32).contiguous().numpy().data.cast("B")

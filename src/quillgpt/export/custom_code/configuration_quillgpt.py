@@ -1,7 +1,7 @@
 """The settings of a quillgpt model as a configuration of transformers."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
@@ -12,8 +12,8 @@ class QuillGPTConfig(PretrainedConfig):
     """Every setting of `ModelConfig` under its own name; transformers' names for some of them work too."""
 
     model_type = "quillgpt"
-    keys_to_ignore_at_inference = ["past_key_values"]
-    attribute_map = {
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "n_embd",
         "max_position_embeddings": "context_length",
         "num_attention_heads": "n_head",
@@ -23,7 +23,8 @@ class QuillGPTConfig(PretrainedConfig):
     def __init__(self, **settings: Any) -> None:
         for setting in dataclasses.fields(ModelConfig):
             setattr(self, setting.name, settings.pop(setting.name, setting.default))
-        super().__init__(**{"use_cache": True, "tie_word_embeddings": False} | settings)
+        others: dict[str, Any] = {"use_cache": True, "tie_word_embeddings": False}
+        super().__init__(**others | settings)
 
     def model_config(self) -> ModelConfig:
         """The settings as the model takes them."""

@@ -1,4 +1,4 @@
-"""A quillgpt model behind the interface of transformers: `from_pretrained`, `generate` with a cache, loss from labels."""
+"""A quillgpt model behind the interface of transformers: `from_pretrained`, cached `generate`, a loss of labels."""
 
 from typing import Any
 
@@ -33,7 +33,6 @@ class QuillGPTForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = QuillGPTConfig
     base_model_prefix = "gpt"
     main_input_name = "input_ids"
-    _no_split_modules = ["Block"]
 
     def __init__(self, config: QuillGPTConfig) -> None:
         super().__init__(config)
@@ -67,6 +66,7 @@ class QuillGPTForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Put another token embedding in its place."""
+        assert isinstance(value, nn.Embedding)
         self.gpt.token_embedding = value
 
     def get_output_embeddings(self) -> nn.Module | None:
@@ -90,7 +90,7 @@ def without_padding(gpt: GPT) -> GPT:
 
 
 def check_padding(attention_mask: Tensor | None, *, is_generating: bool) -> None:
-    """Refuse a batch whose padding the model would read as text: any while generating, otherwise any but on the right."""
+    """Refuse padding that would be read as text: any while generating, otherwise any that is not behind the text."""
     if attention_mask is None or torch.compiler.is_compiling() or bool(attention_mask.all()):
         return
     is_behind = bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())
