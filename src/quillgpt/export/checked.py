@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from quillgpt import files
-from quillgpt.checkpoint import find, load_model
+from quillgpt.checkpoint import MANIFEST, open_model, read_checkpoint
 from quillgpt.config import ModelConfig
 from quillgpt.errors import ConfigError, ExportError, pick
 from quillgpt.export import EXPORTERS, Exporter
 from quillgpt.export.format import Format, Origin, Written
 from quillgpt.export.tokenizer_files import write_json
+from quillgpt.pretrained.source import load_model_from
 from quillgpt.tokenizer import Tokenizer
 
 RECORD = "export.json"
@@ -69,18 +70,17 @@ def export(
     )
     _require_packages(name, exporter)
     form: Format = importlib.import_module(exporter.module).FORMAT
-    checkpoint = find(where)
-    config = ModelConfig(**checkpoint.manifest["model"])
-    origin = Origin(name=run_name(checkpoint.path), step=checkpoint.step)
+    source = open_model(where)
+    config, origin, tokenizer = source.config, origin_of(source.name), source.tokenizer()
+    form.refuse(config, tokenizer.name, dtype)
     path = Path("exports") / f"{origin.name}-{name}" if out == "auto" else Path(out)
     check_place(path, may_replace=force)
-    model, tokenizer = load_model(checkpoint.path)
-    form.refuse(config, tokenizer.name, dtype)
+    model, _ = load_model_from(source)
     batches = probes(config, tokenizer.end_of_text)
     with torch.no_grad():
         expected = [model(tokens) for tokens in batches]
     if not all(logits.isfinite().all() for logits in expected):
-        raise ExportError(f"{checkpoint.path}: its logits are NaN or infinite; export an earlier checkpoint")
+        raise ExportError(f"{source.name}: its logits are NaN or infinite; export an earlier checkpoint")
     say(f"writing {path}, then reading it back ...")
     files.make_directory(path.parent)
     files.remove_leftovers(path.parent, of=path.name)
@@ -102,10 +102,13 @@ def export(
     )
 
 
-def run_name(checkpoint: Path) -> str:
-    """The name of the run that a checkpoint is in: runs/NAME/checkpoints/step-000400 -> NAME."""
-    path = checkpoint.absolute()
-    return path.parent.parent.name if path.parent.name == "checkpoints" else path.name
+def origin_of(source: str) -> Origin:
+    """The model's name and step: runs/NAME/checkpoints/step-000400 is NAME at 400; others are their last part."""
+    path = Path(source).absolute()
+    if not (path / MANIFEST).is_file():
+        return Origin(name=path.name, step=None)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    return Origin(name=run.name, step=read_checkpoint(path).step)
 
 
 def check_place(path: Path, *, may_replace: bool) -> None:
