@@ -130,15 +130,19 @@ def atomic_directory(path: Path, *, replaces: bool = False) -> Iterator[Path]:
 
 
 def _exchange(new: Path, path: Path) -> None:
-    """Put a directory in another's place and delete that one; where the first fails, the old one is back."""
-    old = _temporary(path)
-    os.replace(path, old)
+    """Put a directory in another's place and delete that one; where the first fails, the old one is back.
+
+    Between the two renames the old one is beside its place, under a name that a user finds and nothing deletes.
+    """
+    aside = path.with_name(f"{path.name}.replaced-{uuid.uuid4().hex[:8]}")
+    os.replace(path, aside)
     try:
         os.replace(new, path)
     except BaseException:
-        os.replace(old, path)
+        os.replace(aside, path)
         raise
-    shutil.rmtree(old, ignore_errors=True)  # what is left of it is a leftover
+    _sync_directory(path.parent)
+    remove_directory(aside)
 
 
 def make_directory(path: Path) -> None:

@@ -22,6 +22,8 @@ from quillgpt.tokenizer import FILE_NAME, Tokenizer
 GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
 LARGEST_FILE = 1 << 30
 """bytes of weights from which on they get a file of their own; one file can hold 2 GB at most"""
+SMALLEST_MOVED = 1024
+"""bytes; what is smaller may be a shape, which onnxruntime wants in the graph"""
 
 
 class Logits(nn.Module):
@@ -50,7 +52,7 @@ def write_export(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: str, ori
     program = traced(model)
     values = [value for value in program.model.graph.initializers.values() if value.const_value is not None]
     if sum(value.const_value.nbytes for value in values) > LARGEST_FILE:
-        move_weights(values, folder / WEIGHTS)
+        move_weights([value for value in values if value.const_value.nbytes >= SMALLEST_MOVED], folder / WEIGHTS)
     with files.written_file(folder / GRAPH) as file:
         file.write(program.model_proto.SerializeToString())
 

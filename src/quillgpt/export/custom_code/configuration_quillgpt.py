@@ -23,8 +23,9 @@ class QuillGPTConfig(PretrainedConfig):
     def __init__(self, **settings: Any) -> None:
         for setting in dataclasses.fields(ModelConfig):
             setattr(self, setting.name, settings.pop(setting.name, setting.default))
-        others: dict[str, Any] = {"use_cache": True, "tie_word_embeddings": False}
-        super().__init__(**others | settings)
+        self.use_cache = settings.pop("use_cache", True)
+        self.tie_word_embeddings = settings.pop("tie_word_embeddings", False)
+        super().__init__(**settings)
 
     def model_config(self) -> ModelConfig:
         """The settings as the model takes them."""
