@@ -5,6 +5,7 @@ import errno
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +171,8 @@ class TestPlace:
                 return
         pytest.fail("the export has more operations than expected")
 
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
     def test_killed_at_any_operation_it_is_whole_or_not_there(
         self, random_run: Callable[..., Path], tmp_path: Path
     ) -> None:

@@ -1,5 +1,6 @@
 """Entry `gguf`: read by `gguf`'s own reader and by transformers, and computed with in bare numpy."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,9 +32,13 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
     return {x.name: gguf.dequantize(x.data, x.tensor_type) for x in gguf.GGUFReader(path).tensors}
 
 
-def numpy_logits(path: Path, tokens: list[int]) -> np.ndarray:
-    """GPT-2 on the file's tensors and keys alone, in float64: (T, V)."""
+def numpy_gpt2(path: Path) -> Callable[[list[int]], np.ndarray]:
+    """GPT-2 on the file's tensors and keys alone, in float64: tokens (T) -> logits (T, V)."""
     settings, x = fields(path), {name: tensor.astype(np.float64) for name, tensor in tensors(path).items()}
+    return functools.partial(numpy_logits, settings, x)
+
+
+def numpy_logits(settings: dict, x: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
     heads, epsilon = settings["gpt2.attention.head_count"], settings["gpt2.attention.layer_norm_epsilon"]
 
     def norm(values: np.ndarray, name: str) -> np.ndarray:
@@ -73,7 +78,7 @@ def test_numpy_on_the_files_tensors_computes_the_models_logits(
     model = random_model(**settings)
     write_export(model, byte_tokenizer, tmp_path, dtype, ORIGIN)
 
-    got = numpy_logits(tmp_path / f"model-{dtype}.gguf", tokens[0].tolist())
+    got = numpy_gpt2(tmp_path / f"model-{dtype}.gguf")(tokens[0].tolist())
 
     tolerance = 1e-6 if dtype == "f32" else FORMAT.tolerance[dtype]
     with torch.no_grad():
@@ -237,16 +242,32 @@ def test_characters_cannot_be_expressed(random_run: Callable[..., Path], tmp_pat
         export(str(run), "gguf", out=str(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "count"), [("f32", 12), ("f16", 12), ("q8_0", 1)])
 def test_a_reader_of_the_file_continues_as_quill_does(
-    dtype: str, trained_run: Path, tmp_path: Path, greedy: Callable[[str, int], str]
+    dtype: str, count: int, trained_run: Path, tmp_path: Path, greedy: Callable[[str, int], str]
 ) -> None:
     export(str(trained_run), "gguf", out=str(tmp_path / "out"), dtype=dtype)
     path = tmp_path / "out" / f"model-{dtype}.gguf"
-    vocabulary = fields(path)["tokenizer.ggml.tokens"]
+    vocabulary, logits = fields(path)["tokenizer.ggml.tokens"], numpy_gpt2(path)
     for prompt in ("document 1", "word", "x"):
         tokens = [vocabulary.index(character) for character in prompt.replace(" ", "Ġ")]
-        for _ in range(12):
-            tokens.append(int(numpy_logits(path, tokens)[-1].argmax()))
+        for _ in range(count):
+            tokens.append(int(logits(tokens)[-1].argmax()))
         text = "".join(vocabulary[token] for token in tokens).replace("Ġ", " ").replace("Ċ", "\n")
-        assert text == greedy(prompt, 12)
+        assert text == greedy(prompt, count)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_transformers_continues_from_the_file_as_quill_does(
+    dtype: str, trained_run: Path, tmp_path: Path, greedy: Callable[[str, int], str]
+) -> None:
+    done = export(str(trained_run), "gguf", out=str(tmp_path / "out"), dtype=dtype)
+    namespace: dict = {}
+    with quiet():
+        exec(done.usage, namespace)  # the lines that tell how to load it
+    model, tokenizer = namespace["model"], namespace["tokenizer"]
+    for prompt in ("document 1", "word", "x"):
+        tokens = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            following = int(model.eval()(tokens).logits[0, -1].argmax())
+        assert prompt + tokenizer.decode([following]) == greedy(prompt, 1)
