@@ -1,6 +1,7 @@
 """Entry `gguf`: read by `gguf`'s own reader and by transformers, and computed with in bare numpy."""
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -271,3 +272,16 @@ def test_transformers_continues_from_the_file_as_quill_does(
         with torch.no_grad():
             following = int(model.eval()(tokens).logits[0, -1].argmax())
         assert prompt + tokenizer.decode([following]) == greedy(prompt, 1)
+
+
+def test_the_table_for_readers_is_what_is_written(random_model: Callable[..., GPT]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "names.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.]+)`[^|]*\| `([\w.]+)` \|$", page.split("## GGUF")[1], re.MULTILINE)
+    model = random_model(tied_head=False)
+    weights = {name: tensor[:257] for name, tensor in model.state_dict().items()}
+    listed = {
+        theirs.replace("N", str(i)): weights[ours.replace("N", str(i))] for ours, theirs in rows for i in range(2)
+    }
+    written = gguf_names(model)
+    assert listed.keys() == written.keys()
+    assert all(torch.equal(listed[name], written[name]) for name in written)

@@ -231,14 +231,15 @@ def test_random_weights_of_its_own_code_are_drawn_by_the_model(
 ) -> None:
     from quillgpt.export.huggingface import _custom_class
 
-    write_export(random_model(norm="rmsnorm"), byte_tokenizer, tmp_path, "f32", ORIGIN)
+    model = random_model(norm="rmsnorm")
+    write_export(model, byte_tokenizer, tmp_path, "f32", ORIGIN)
     kind = _custom_class(tmp_path)
     torch.manual_seed(0)
-    model = kind(kind.config_class.from_pretrained(tmp_path))
+    theirs = kind(kind.config_class.from_pretrained(tmp_path))
     torch.manual_seed(0)
-    expected = GPT(random_model(norm="rmsnorm").config)
-    assert torch.equal(model.gpt.blocks[1].mlp.project.weight, expected.blocks[1].mlp.project.weight)
-    assert model.get_input_embeddings().weight.shape == (257, 32)
+    ours = GPT(model.config)
+    assert torch.equal(theirs.gpt.blocks[1].mlp.project.weight, ours.blocks[1].mlp.project.weight)
+    assert theirs.get_input_embeddings().weight.shape == (257, 32)
     assert "quillgpt_export_being_checked" not in sys.modules
 
 
