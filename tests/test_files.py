@@ -1,5 +1,6 @@
 """All file output, under every failure: the old content or the new one, never a mixture, and nothing left behind."""
 
+import contextlib
 import copy
 import os
 import signal
@@ -329,6 +330,34 @@ def test_a_directory_that_exists_is_not_replaced(tmp_path: Path) -> None:
     assert list(tree(tmp_path)) == ["a", "a/mine"]
 
 
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_directory_being_replaced_is_the_old_one_or_the_new_one_or_the_old_one_beside_its_place(
+    failure: str, tmp_path: Path
+) -> None:
+    for at in range(1, 60):
+        folder = tmp_path / str(at)
+        (folder / "a").mkdir(parents=True)
+        (folder / "a" / "old").touch()
+        with pytest.MonkeyPatch.context() as patch:
+            disk = failing(patch, failure, at)
+            with (
+                contextlib.suppress(DiskError),
+                files.atomic_directory(folder / "a", replaces=True) as temporary,
+                files.written_file(temporary / "new") as file,
+            ):
+                file.write(b"new")
+        if not disk.failed_at:
+            assert sorted(tree(folder)) == ["a", "a/new"]
+            return
+        files.remove_leftovers(folder)
+        found = [path for path in folder.iterdir() if path.name == "a" or path.name.startswith("a.replaced-")]
+        assert list(folder.iterdir()) == found, "nothing else is left"
+        contents = sorted([path.name for path in place.iterdir()] for place in found)
+        assert contents in ([["old"]], [["new"]], [["new"], ["old"]]), f"operation {at}, {disk.failed_at}"
+        assert (folder / "a").exists() or failure in LASTING
+    pytest.fail("replacing a directory has more operations than expected")
+
+
 @pytest.mark.parametrize("what", ["file", "link"])
 def test_something_in_the_way_of_a_directory_is_one_line(what: str, tmp_path: Path) -> None:
     if what == "file":
@@ -356,6 +385,14 @@ HOLD += "with files.locked(Path(sys.argv[1])):\n    print('held', flush=True)\n 
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="this system has no flock")
+def test_leftovers_of_one_name_are_removed_without_those_of_others(tmp_path: Path) -> None:
+    for name in (".tmp-a-01234567", ".tmp-a-b-01234567", ".tmp-[a]-01234567", ".tmp-aa-01234567", "a-01234567"):
+        (tmp_path / name).mkdir()
+    files.remove_leftovers(tmp_path, of="a")
+    files.remove_leftovers(tmp_path, of="[a]")
+    assert sorted(tree(tmp_path)) == [".tmp-a-b-01234567", ".tmp-aa-01234567", "a-01234567"]
+
+
 def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
