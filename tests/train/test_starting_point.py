@@ -1,4 +1,4 @@
-"""`--init`: the model to start from gives its weights, its shape and its tokenizer; what does not fit is told at once."""
+"""`--init`: the model to start from gives weights, shape and tokenizer; what does not fit is told at once."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,7 @@ from quillgpt.data.prepare import prepare
 from quillgpt.errors import CheckpointError, ConfigError, DataError
 from quillgpt.model.gpt import GPT
 from quillgpt.model.sizes import SIZES
-from quillgpt.tokenizer import train_tokenizer
+from quillgpt.tokenizer import load_tokenizer, train_tokenizer
 from quillgpt.train.loop import train
 from quillgpt.train.starting_point import data_settings, starting_point
 
@@ -28,7 +28,7 @@ def theirs(tmp_path: Path) -> tuple[GPT2LMHeadModel, Path]:
     model = GPT2LMHeadModel(GPT2Config(**THEIRS, bos_token_id=256, eos_token_id=256)).eval()
     directory = tmp_path / "theirs"
     model.save_pretrained(directory)
-    (directory / "tokenizer.json").write_text(checkpoint.load_tokenizer("byte").to_json())
+    (directory / "tokenizer.json").write_text(load_tokenizer("byte").to_json())
     return model, directory
 
 
@@ -125,7 +125,7 @@ def test_data_of_another_tokenizer_is_refused_with_both_fingerprints(
     config = dataclasses.replace(settings, model=checkpoint.open_model(directory).config)
     with pytest.raises(DataError) as raised:
         train(updated(config, {"data": str(tmp_path / "data")}, where="test"))
-    byte = checkpoint.load_tokenizer("byte").fingerprint
+    byte = load_tokenizer("byte").fingerprint
     assert tokenizer.fingerprint[:12] in str(raised.value)
     assert byte[:12] in str(raised.value)
 
@@ -136,7 +136,7 @@ def test_the_data_is_cut_by_the_tokenizer_of_the_source(
     _, directory = theirs
     config = updated(small_run, {"init": str(directory), "tokenizer": "gpt2"}, where="test")
     settings = data_settings(config, starting_point(config))
-    assert checkpoint.load_tokenizer(settings.tokenizer).name == "byte"
+    assert load_tokenizer(settings.tokenizer).name == "byte"
 
 
 def test_data_that_is_prepared_under_gpt2s_name_is_used_for_gpt2s_tokenizer(

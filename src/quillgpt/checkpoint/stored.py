@@ -9,7 +9,7 @@ A LoRA run has adapter.safetensors instead of model.safetensors; its manifest na
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,10 @@ from quillgpt.config import ModelConfig
 from quillgpt.errors import CheckpointError, ConfigError, nearest
 from quillgpt.model.gpt import GPT
 from quillgpt.model.lora import adapter_tensors
-from quillgpt.pretrained import PUBLISHED, open_foreign
-from quillgpt.pretrained.adapted import Adapter, adapted, find_base
-from quillgpt.pretrained.source import Source, Weights, load_model_from
-from quillgpt.pretrained.tensor_files import SafetensorsFiles
+from quillgpt.pretrained import PUBLISHED
+from quillgpt.pretrained.adapted import Adapter
 from quillgpt.run_dir import RunDirectory
-from quillgpt.tokenizer import Tokenizer, load_tokenizer
+from quillgpt.tokenizer import Tokenizer
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -59,6 +57,11 @@ class Checkpoint:
     def adapter(self) -> Adapter | None:
         """What the adapters of a LoRA run are and belong to; None for a checkpoint of all weights."""
         return Adapter.read(self.manifest["adapter"]) if "adapter" in self.manifest else None
+
+    @property
+    def weights_file(self) -> str:
+        """The file of what was trained: all weights, or the adapters of a LoRA run."""
+        return ADAPTER if "adapter" in self.manifest else MODEL
 
     @property
     def held_out_loss(self) -> float | None:
@@ -169,11 +172,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, manifest=manifest)
 
 
-def verify(checkpoint: Checkpoint, names: Collection[str] = ()) -> None:
-    """Compare the files, or those named, with the manifest; a missing, short or changed one is a `CheckpointError`."""
-    listed = checkpoint.manifest["files"]
-    for name in names or listed:
-        expected = listed[name]
+def verify(checkpoint: Checkpoint, *, model_only: bool = False) -> None:
+    """Compare every file with the manifest; the first that is missing, short or changed is a `CheckpointError`.
+
+    With `model_only` only what makes a model, its weights and its tokenizer, is read and has to be intact.
+    """
+    names = (checkpoint.weights_file, TOKENIZER) if model_only else checkpoint.manifest["files"]
+    for name in names:
+        expected = checkpoint.manifest["files"][name]
         path = checkpoint.path / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
@@ -213,15 +219,15 @@ def prune(run: RunDirectory, *, keep_last: int) -> None:
             files.remove_directory(checkpoint.path)
 
 
-def find(where: str | Path, names: Collection[str] = ()) -> Checkpoint:
+def find(where: str | Path, *, model_only: bool = False) -> Checkpoint:
     """The intact checkpoint a user means: that directory, or a run's best (its newest where none was evaluated).
 
-    Where `names` are given, only these files are read and have to be intact.
+    `model_only` is as in `verify`.
     """
     path = Path(where)
     if (path / MANIFEST).is_file():
         checkpoint = read_checkpoint(path)
-        verify(checkpoint, names)
+        verify(checkpoint, model_only=model_only)
         return checkpoint
     if not path.is_dir():
         known = f"runs are under runs/, published models are {', '.join(PUBLISHED)}"
@@ -231,70 +237,13 @@ def find(where: str | Path, names: Collection[str] = ()) -> Checkpoint:
     while checkpoints:
         chosen = best(checkpoints) or checkpoints[-1]
         try:
-            verify(chosen, names)
+            verify(chosen, model_only=model_only)
         except CheckpointError as error:
             damage = f" ({error})"
             checkpoints.remove(chosen)
             continue
         return chosen
     raise CheckpointError(f"{path}: no intact checkpoint in it{damage}; `quill train` makes one")
-
-
-def open_model(where: str | Path) -> Source:
-    """The model that a user means: a run or checkpoint directory, or what `open_foreign` knows.
-
-    gpt2, gpt2-medium, gpt2-large, gpt2-xl: OpenAI's; a Hugging Face directory; nanoGPT's ckpt.pt or its directory.
-    Nothing is fetched, and no tensor read, before the weights are wanted.
-    """
-    foreign = open_foreign(where)
-    if foreign is not None:
-        return foreign
-    return as_source(find(where, (MODEL, TOKENIZER)))
-
-
-def as_source(checkpoint: Checkpoint) -> Source:
-    """A checkpoint as what a model is loaded from; that of a LoRA run has its adapters merged into its base."""
-    adapter, written = checkpoint.adapter, checkpoint.manifest["files"]
-    source = Source(
-        name=str(checkpoint.path),
-        config=ModelConfig(**checkpoint.manifest["model"]),
-        tokenizer_name=str(checkpoint.path / TOKENIZER),
-        known_fingerprint=checkpoint.manifest["files"][MODEL]["sha256"],
-        known_tokenizer_fingerprint=checkpoint.manifest["tokenizer"],
-        open_weights=lambda: own_weights(checkpoint),
-        open_tokenizer=lambda: load_tokenizer(checkpoint.path / TOKENIZER),
-        known_fingerprint=written[ADAPTER if adapter else MODEL]["sha256"],
-    )
-    if adapter is None:
-        return source
-    return adapted(source, adapter, lambda: base_of(checkpoint, adapter), lambda: checkpoint.tensors(ADAPTER))
-
-
-def base_of(checkpoint: Checkpoint, adapter: Adapter) -> Source:
-    """The model that a checkpoint's adapters belong to, found where it lies now."""
-    return find_base(adapter.base, checkpoint.path, open_model)
-
-
-def load_model(where: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:
-    """The model, in evaluation mode, and the tokenizer of a run, a published model or another project's file.
-
-    `open_model` says what `where` may be, gpt2 and ckpt.pt among it; docs/pretrained.md tells more. The weights are
-    fp32. A tokenizer that is missing is told when it is first used.
-
-    For example:
-        model, tokenizer = quillgpt.load_model("runs/python")
-        tokens = torch.tensor([tokenizer.encode("def main")])
-        with torch.no_grad():
-            logits = model(tokens)[0, -1]  # of the token behind the text
-        for token in logits.topk(3).indices.tolist():
-            print(repr(tokenizer.decode([token])))
-    """
-    return load_model_from(open_model(where), device)
-
-
-def own_weights(checkpoint: Checkpoint) -> Weights:
-    """The weights of a checkpoint, under their own names."""
-    return Weights(stored=SafetensorsFiles([checkpoint.path / MODEL]), place=lambda name: (name, False))
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
