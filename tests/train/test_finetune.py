@@ -203,9 +203,8 @@ def test_another_tokenizer_than_the_sources_is_refused_and_its_own_may_be_named(
     line = f"debug --init runs/base --data {prepared} --tokenizer"
     assert load_settings([*line.split(), "byte"]).config.data.tokenizer == "byte"
     for other in ("character", "gpt2"):
-        with pytest.raises(
-            ConfigError, match=rf"--tokenizer '{other}': runs/base/.* was trained with byte and keeps it"
-        ):
+        kept = r"a run that starts from runs/base/checkpoints/step-000020 keeps its tokenizer, byte; leave it out"
+        with pytest.raises(ConfigError, match=rf"--tokenizer '{other}': {kept}"):
             load_settings([*line.split(), other])
 
 
@@ -317,6 +316,13 @@ def test_adapters_on_adapters_are_merged_in_turn(lora: RunConfig) -> None:
     a, b = (tensors[f"blocks.1.mlp.expand.lora_{part}"].double() for part in "ab")
     expected += ALPHA / 2 * b @ a
     assert torch.equal(model.get_parameter("blocks.1.mlp.expand.weight"), expected.float())
+    Path("runs/lora").rename("runs/lora-before")
+    train(changed(lora, seed=5))
+    with pytest.raises(CheckpointError, match=r"runs/second/.*, but runs/lora/checkpoints/\S+ has other weights"):
+        checkpoint.load_model("runs/second")
+    shutil.rmtree("runs/lora")
+    Path("runs/lora-before").rename("runs/lora")
+    checkpoint.load_model("runs/second")
     shutil.rmtree("runs/base")
     with pytest.raises(CheckpointError, match=r"runs/lora/.*: its adapters belong to the weights"):
         checkpoint.load_model("runs/second")

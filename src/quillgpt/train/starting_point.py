@@ -18,7 +18,7 @@ from quillgpt.tokenizer.byte_level import GPT2_FINGERPRINT
 SCRATCH = "scratch"
 
 
-def starting_point(config: RunConfig, found: Checkpoint | None) -> Source | None:
+def starting_point(config: RunConfig, found: Checkpoint | None = None) -> Source | None:
     """The model that gives shape and tokenizer; None for a run from scratch.
 
     That is the run's own checkpoint where it has one, so that what it started from need not be there any more.
@@ -67,9 +67,13 @@ def _is_kept(name: str, ours: Any, theirs: Any, origin: str) -> bool:
 def _check_tokenizer(asked: str, source: Source) -> None:
     """Refuse a tokenizer that is asked for and not the source's, which the weights know alone."""
     learns = asked in TOKENIZERS and TOKENIZERS[asked].learns
-    if learns or load_tokenizer(asked).fingerprint != source.tokenizer_fingerprint:
-        own = f"{source.name} was trained with {source.tokenizer().name} and keeps it"
-        raise ConfigError(f"{_told('tokenizer', asked)}: {own}; leave it out to start from it")
+    if asked == source.tokenizer_name or (
+        not learns and load_tokenizer(asked).fingerprint == source.tokenizer_fingerprint
+    ):
+        return
+    is_gpt2 = source.tokenizer_fingerprint == GPT2_FINGERPRINT  # whose vocabulary need not be at hand
+    kept = f"a run that starts from {source.name} keeps its tokenizer, {'gpt2' if is_gpt2 else source.tokenizer().name}"
+    raise ConfigError(f"{_told('tokenizer', asked)}: {kept}; leave it out")
 
 
 def _told(name: str, value: Any) -> str:
