@@ -1,4 +1,4 @@
-"""`--init`: the model to start from gives its weights, its shape and its tokenizer; what does not fit is told at once."""
+"""`--init`: the model to start from gives its weights, its shape and its tokenizer; the rest is told at once."""
 
 import dataclasses
 from pathlib import Path

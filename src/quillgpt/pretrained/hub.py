@@ -53,9 +53,9 @@ PUBLISHED: Mapping[str, Published] = {
 }
 """OpenAI's four, each at one commit; its shape is that of the same name in `SIZES`.
 
-The hashes were not taken from the hub itself but from public repositories that name them as what the hub gave them: nine
-and more for each commit, with no other candidate (that of gpt2 also stands in huggingface_hub's documentation), and
-several for each SHA-256. For the other two files none was found.
+The hashes were not taken from the hub itself but from public repositories that name them as what the hub gave them:
+nine and more for each commit, with no other candidate (that of gpt2 also stands in huggingface_hub's documentation),
+and several for each SHA-256. For the other two files none was found.
 """
 
 
