@@ -16,8 +16,9 @@ from quillgpt.model.gpt import GPT, INIT_STD
 from quillgpt.model.norm import EPSILON
 from quillgpt.pretrained.gpt2_names import to_hugging_face
 
-FREE = {"n_layer", "n_head", "n_embd", "context_length", "vocab_size", "bias", "tied_head", "dropout"}
-"""settings that may be anything: a missing bias is a bias of zeros, dropout belongs to training"""
+SIZES = {"n_layer", "n_head", "n_embd", "context_length", "vocab_size"}
+FREE = SIZES | {"bias", "tied_head", "dropout", "pointwise_length_power"}
+"""settings that may be anything: a missing bias is a bias of zeros, dropout belongs to training, the power to pointwise"""
 
 SAME = {"attention": {"softmax", "explicit"}}
 """values that compute what GPT-2 computes"""
