@@ -222,6 +222,7 @@ def test_the_tokenizer_in_the_file_cuts_as_ours(
     [
         ("mlp", "swiglu"),
         ("mlp", "relu2"),
+        ("mlp", "gelu-exact"),
         ("norm", "rmsnorm"),
         ("position", "rotary"),
         ("qk_norm", True),

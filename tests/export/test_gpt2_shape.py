@@ -26,9 +26,9 @@ def test_any_other_setting_than_its_sizes_makes_another_model(name: str) -> None
     assert in_the_way(dataclasses.replace(ModelConfig(), **{name: other})) == [f"{name} = {other!r}"]
 
 
-def test_explicit_attention_is_gpt2s() -> None:
-    assert {"attention": {"softmax", "explicit"}} == SAME
-    assert in_the_way(ModelConfig(attention="explicit")) == []
+def test_explicit_attention_and_exact_gelu_are_gpt2s() -> None:
+    assert {"attention": {"softmax", "explicit"}, "mlp": {"gelu", "gelu-exact"}} == SAME
+    assert in_the_way(ModelConfig(attention="explicit", mlp="gelu-exact")) == []
 
 
 def test_quiet_is_quiet_and_loud_again(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

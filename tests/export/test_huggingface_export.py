@@ -31,6 +31,7 @@ GPT2_SHAPED = {
     "no biases": {"bias": False},
     "untied head": {"tied_head": False},
     "explicit attention": {"attention": "explicit"},
+    "exact GELU": {"mlp": "gelu-exact"},
     "dropout": {"dropout": 0.1},
     "odd vocabulary": {"vocab_size": 67},
 }

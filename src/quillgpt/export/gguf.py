@@ -40,6 +40,8 @@ SMALLEST = 2.0**-25
 def refuse(config: ModelConfig, tokenizer: str, dtype: str) -> None:
     """Refuse a model that is not GPT-2's network, and a tokenizer that is not byte-level."""
     other = in_the_way(config)
+    if not other and config.mlp != "gelu":
+        other = [f"mlp = {config.mlp!r}"]
     if other:
         raise ConfigError(
             f"gguf: {', '.join(other)} cannot be expressed, only GPT-2's network can; take another format"

@@ -18,10 +18,13 @@ from quillgpt.pretrained.gpt2_names import to_hugging_face
 
 SIZES = {"n_layer", "n_head", "n_embd", "context_length", "vocab_size"}
 FREE = SIZES | {"bias", "tied_head", "dropout", "pointwise_length_power"}
-"""settings that may be anything: a missing bias is a bias of zeros, dropout belongs to training, the power to pointwise"""
+"""settings that may be anything: a missing bias is a bias of zeros, and the last two change nothing here"""
 
-SAME = {"attention": {"softmax", "explicit"}}
-"""values that compute what GPT-2 computes"""
+ACTIVATIONS = {"gelu": "gelu_new", "gelu-exact": "gelu"}
+"""our mlp -> their activation_function; the second is nanoGPT's, which transformers knows and llama.cpp does not"""
+
+SAME = {"attention": {"softmax", "explicit"}, "mlp": {*ACTIVATIONS}}
+"""values that compute what GPT-2 computes, or what `GPT2LMHeadModel` can be told to"""
 
 PADDED = {"token_embedding.weight", "head.weight"}
 """weights with a row for each token and further rows that belong to nobody"""
@@ -68,7 +71,7 @@ def gpt2_config(config: ModelConfig, end_of_text: int) -> Mapping[str, object]:
         "n_layer": config.n_layer,
         "n_head": config.n_head,
         "n_inner": None,
-        "activation_function": "gelu_new",
+        "activation_function": ACTIVATIONS[config.mlp],
         "layer_norm_epsilon": EPSILON,
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
