@@ -6,6 +6,7 @@ import pty
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,8 @@ def test_on_a_real_terminal_enter_shows_the_next_section_and_q_leaves() -> None:
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "170"}
     process = subprocess.Popen(QUILL, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
+    watch = threading.Timer(240, process.kill)
+    watch.start()
     os.write(ours, b"\nq\n")
     shown = b""
     while True:
@@ -105,6 +108,7 @@ def test_on_a_real_terminal_enter_shows_the_next_section_and_q_leaves() -> None:
             break
         shown += piece
     os.close(ours)
+    watch.cancel()
     assert process.wait(timeout=60) == 0
     assert b"0  Start" in shown
     assert b"1  Settings" in shown
