@@ -39,6 +39,8 @@ OTHERS = """\
 The commands of nanoGPT's README work after `python train.py config/X.py` is replaced by `quill train X`. Its names, and
 two of OpenAI's and Hugging Face's, are accepted as flags and in recipes. As there, a step is
 `batch_size * block_size * gradient_accumulation_steps` tokens over all GPUs unless `batch_tokens` is given.
+`init_from = finetune`, which projects built on it have, starts from the run in `out_dir`, and writes to
+OUT_DIR-finetuned.
 """
 
 

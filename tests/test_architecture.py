@@ -16,12 +16,13 @@ LAYERS = [
     {"hardware", "distributed", "files", "recipes"},
     {"tokenizer", "model", "optim"},
     {"data", "run_dir"},
-    {"sample"},
+    {"sample", "pretrained"},
     {"checkpoint", "evaluate"},
     {"train"},
-    {"encryption"},
+    {"export", "encryption"},
     {"cli"},
 ]
+ALONE = {"explain": {"cli/explain.py"}}  # imports nothing of quillgpt but itself, and only these files import it
 STRANGERS = {"tokenizer", "model", "optim"}  # one layer, and they do not know each other
 OPTIONAL = {
     "pyarrow",
@@ -73,13 +74,16 @@ def test_an_import_goes_down_or_stays_in_its_folder(path: Path) -> None:
         return
     for imported in imports(path):
         other = imported.split(".")[0]
-        allowed = other == part or layer_of(other) < layer_of(part)
+        if part in ALONE or other in ALONE:
+            allowed = other == part or name_of(path) in ALONE.get(other, set())
+        else:
+            allowed = other == part or layer_of(other) < layer_of(part)
         assert allowed, f"{part} imports {imported}"
 
 
 def test_every_part_of_the_package_has_a_layer() -> None:
     parts = {part_of(path) for path in FILES} - {"__init__", "__main__"}
-    assert parts == set().union(*LAYERS)
+    assert parts == set(ALONE).union(*LAYERS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -198,6 +202,8 @@ def test_no_module_loads_an_optional_package() -> None:
         "train/track/wandb_tracker.py",
         "train/track/tensorboard_tracker.py",
         "train/track/trackio_tracker.py",
+        "export/custom_code/configuration_quillgpt.py",
+        "export/custom_code/modeling_quillgpt.py",
     }
     names = [name_of(path) for path in FILES if name_of(path) not in skipped]
     modules = [name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name in names]

@@ -1,5 +1,7 @@
 """All file output, under every failure: the old content or the new one, never a mixture, and nothing left behind."""
 
+import contextlib
+import copy
 import os
 import signal
 import subprocess
@@ -12,15 +14,21 @@ import torch
 
 from fault_injection import FAILURES, KILLED, LASTING, Disk, exit_code_of_fork, failing
 from quillgpt import checkpoint, files
-from quillgpt.config import ModelConfig
+from quillgpt.config import LoraConfig, ModelConfig
 from quillgpt.errors import DiskError, LockedError
 from quillgpt.model.gpt import GPT
+from quillgpt.model.lora import add_adapters
+from quillgpt.pretrained.adapted import Adapter, Base
 from quillgpt.run_dir import RunDirectory
 from quillgpt.tokenizer import load_tokenizer
 
 Tree = dict[str, bytes]
 TORCH_SEED = 1
 MODEL = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=8, vocab_size=257))
+ADAPTED = copy.deepcopy(MODEL)
+add_adapters(ADAPTED, LoraConfig(lora_rank=2))
+BASE = Base(init="gpt2", found="gpt2", beside="", weights="0" * 64, model={})
+ADAPTER = Adapter(settings=LoraConfig(lora_rank=2), base=BASE)
 TOKENIZER = load_tokenizer("byte")
 
 
@@ -38,12 +46,13 @@ def tree(folder: Path) -> Tree:
     }
 
 
-def save(folder: Path, step: int) -> checkpoint.Checkpoint:
-    """A checkpoint whose content says its step."""
+def save(folder: Path, step: int, adapter: Adapter | None = None) -> checkpoint.Checkpoint:
+    """A checkpoint whose content says its step, of all weights or of adapters."""
     return checkpoint.save(
         RunDirectory(folder),
         step=step,
-        model=MODEL,
+        model=MODEL if adapter is None else ADAPTED,
+        adapter=adapter,
         optimizer_state={"head.exp_avg": torch.full((3,), float(step))},
         state={"step": step},
         resolved={},
@@ -75,6 +84,10 @@ def saves_a_checkpoint(folder: Path) -> None:
     save(folder, 20)
 
 
+def saves_adapters(folder: Path) -> None:
+    save(folder, 20, ADAPTER)
+
+
 def old_file(folder: Path) -> None:
     (folder / "a.bin").write_bytes(b"old" * 10)
 
@@ -83,11 +96,16 @@ def old_checkpoint(folder: Path) -> None:
     save(folder, 10)
 
 
+def old_adapters(folder: Path) -> None:
+    save(folder, 10, ADAPTER)
+
+
 SWAPS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
     "file": (old_file, replaces_a_file),
     "new file": (lambda folder: None, makes_a_file_in_new_folders),
     "directory": (old_file, makes_a_directory),
     "checkpoint": (old_checkpoint, saves_a_checkpoint),
+    "checkpoint of adapters": (old_adapters, saves_adapters),
 }
 """what there is, and what changes it by one rename"""
 
@@ -312,6 +330,34 @@ def test_a_directory_that_exists_is_not_replaced(tmp_path: Path) -> None:
     assert list(tree(tmp_path)) == ["a", "a/mine"]
 
 
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_directory_being_replaced_is_the_old_one_or_the_new_one_or_the_old_one_beside_its_place(
+    failure: str, tmp_path: Path
+) -> None:
+    for at in range(1, 60):
+        folder = tmp_path / str(at)
+        (folder / "a").mkdir(parents=True)
+        (folder / "a" / "old").touch()
+        with pytest.MonkeyPatch.context() as patch:
+            disk = failing(patch, failure, at)
+            with (
+                contextlib.suppress(DiskError),
+                files.atomic_directory(folder / "a", replaces=True) as temporary,
+                files.written_file(temporary / "new") as file,
+            ):
+                file.write(b"new")
+        if not disk.failed_at:
+            assert sorted(tree(folder)) == ["a", "a/new"]
+            return
+        files.remove_leftovers(folder)
+        found = [path for path in folder.iterdir() if path.name == "a" or path.name.startswith("a.replaced-")]
+        assert list(folder.iterdir()) == found, "nothing else is left"
+        contents = sorted([path.name for path in place.iterdir()] for place in found)
+        assert contents in ([["old"]], [["new"]], [["new"], ["old"]]), f"operation {at}, {disk.failed_at}"
+        assert (folder / "a").exists() or failure in LASTING
+    pytest.fail("replacing a directory has more operations than expected")
+
+
 @pytest.mark.parametrize("what", ["file", "link"])
 def test_something_in_the_way_of_a_directory_is_one_line(what: str, tmp_path: Path) -> None:
     if what == "file":
@@ -339,6 +385,14 @@ HOLD += "with files.locked(Path(sys.argv[1])):\n    print('held', flush=True)\n 
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="this system has no flock")
+def test_leftovers_of_one_name_are_removed_without_those_of_others(tmp_path: Path) -> None:
+    for name in (".tmp-a-01234567", ".tmp-a-b-01234567", ".tmp-[a]-01234567", ".tmp-aa-01234567", "a-01234567"):
+        (tmp_path / name).mkdir()
+    files.remove_leftovers(tmp_path, of="a")
+    files.remove_leftovers(tmp_path, of="[a]")
+    assert sorted(tree(tmp_path)) == [".tmp-a-b-01234567", ".tmp-aa-01234567", "a-01234567"]
+
+
 def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None

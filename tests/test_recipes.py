@@ -1,5 +1,6 @@
 """Recipes: each page of the lab book says what it does and does it; a user's file is read strictly and runs nothing."""
 
+import math
 import os
 import re
 import shlex
@@ -12,6 +13,8 @@ from quillgpt import recipes
 from quillgpt.cli.settings import load_settings
 from quillgpt.config import RunConfig, flatten, updated
 from quillgpt.errors import ConfigError
+from quillgpt.model.attention import ATTENTION
+from quillgpt.model.attention.gaussian_poly import power_of
 from quillgpt.model.sizes import PUBLISHED_PARAMETERS, parameter_count
 from quillgpt.recipes import load_recipe, read_recipe, recipe_names, recipe_path
 from quillgpt.recipes.aliases import RECIPES
@@ -25,6 +28,9 @@ SAID = {
         lr=0.001 min_lr=0.0001 beta2=0.99 warmup_steps=100 steps=5000 batch_size=64 batch_tokens=0 eval_every=250
         source=shakespeare tokenizer=character""",
     "shakespeare": "source=shakespeare tokenizer=gpt2 init=scratch",
+    "finetune-shakespeare": """init=gpt2 source=shakespeare tokenizer=gpt2 lr=3e-05 schedule=constant warmup_steps=0
+        steps=20 batch_size=1 gradient_accumulation_steps=32 context_length=1024 dropout=0.0 weight_decay=0.1
+        lora_rank=0""",
     "gpt2-124m": """n_layer=12 n_head=12 n_embd=768 context_length=1024 dropout=0.0 bias=False
         lr=0.0006 min_lr=6e-05 warmup_steps=2000 weight_decay=0.1 beta1=0.9 beta2=0.95 gradient_clip=1.0
         schedule=cosine decay_steps=0 steps=600000 batch_size=12 batch_tokens=491520
@@ -38,6 +44,16 @@ SAID = {
         lr=0.0006 min_lr=6e-05 beta1=0.9 beta2=0.95 weight_decay=0.1 gradient_clip=1.0 batch_tokens=524288
         source=fineweb-edu subset=sample-10BT""",
     "fineweb-edu-124m-3x": "lr=0.0018 min_lr=0.00018 batch_tokens=524288 source=fineweb-edu",
+    "one-layer": "n_layer=1 n_head=1 source=python tokenizer=byte attention=softmax",
+    "gaussian-124m": "attention=gaussian n_layer=12 n_head=12 n_embd=768 lr=0.0006 steps=600000 batch_tokens=491520",
+    "gaussian-poly-124m": "attention=gaussian-poly-8 qk_norm=True n_layer=12 lr=0.0006 batch_tokens=491520",
+    "pointwise-124m": """attention=pointwise-relu pointwise_length_power=1.0 n_layer=12 n_head=12 n_embd=768
+        context_length=1024 lr=0.0006 batch_tokens=491520 batch_size=12""",
+    "gaussian-python": "attention=gaussian minutes=2 source=python tokenizer=bpe lr=0.0015",
+    "gaussian-normalized-python": "attention=gaussian-normalized qk_norm=False minutes=2 source=python lr=0.0015",
+    "gaussian-poly-python": "attention=gaussian-poly-8 qk_norm=True minutes=2 source=python lr=0.0015",
+    "pointwise-python": "attention=pointwise-relu pointwise_length_power=1.0 minutes=2 source=python lr=0.0015",
+    "power-python": "attention=power minutes=2 source=python lr=0.0015",
 }
 """what the header of the recipe, or its source, says"""
 
@@ -99,6 +115,40 @@ def test_a_command_in_a_header_is_understood(command: list[str]) -> None:
 def test_the_four_sizes_have_the_published_number_of_parameters(name: str) -> None:
     model = replace(load_recipe(name).model, bias=True)
     assert parameter_count(model) == PUBLISHED_PARAMETERS[PUBLISHED[name]]
+
+
+VARIANTS = {
+    "gaussian-124m": {"attention"},
+    "gaussian-poly-124m": {"attention", "qk_norm"},
+    "pointwise-124m": {"attention"},
+    "gaussian-python": {"attention"},
+    "gaussian-normalized-python": {"attention", "qk_norm"},
+    "gaussian-poly-python": {"attention"},
+    "pointwise-python": {"attention"},
+    "power-python": {"attention"},
+}
+"""what each changes of gpt2-124m or python"""
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_changes_its_base_in_what_it_says_and_nothing_else(name: str) -> None:
+    base = flatten(load_recipe("gpt2-124m" if name.endswith("124m") else "python"))
+    ours = flatten(load_recipe(name))
+    assert {setting for setting in base if ours[setting] != base[setting]} - {"out"} == VARIANTS[name]
+
+
+def test_every_family_of_attentions_has_a_recipe_that_runs_here() -> None:
+    has_recipe = {load_recipe(name).model.attention for name in recipe_names() if name.endswith("python")}
+    families = {attention.partition("-")[0] for attention in has_recipe}
+    assert families == {attention.partition("-")[0] for attention in ATTENTION} - {"softmax"}
+
+
+@pytest.mark.parametrize("name", ["gaussian-poly-124m", "gaussian-poly-python"])
+def test_qk_norm_keeps_the_polynomial_from_growing(name: str) -> None:
+    """Its argument is at most 2 sqrt(D), and from 2N on it is above 1."""
+    model = load_recipe(name).model
+    assert model.qk_norm
+    assert 2 * math.sqrt(model.n_embd // model.n_head) <= 2 * power_of(model.attention)
 
 
 def test_fineweb_edu_warms_up_over_375_million_tokens_and_reads_10_billion() -> None:

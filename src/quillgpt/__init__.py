@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from quillgpt.config import ModelConfig as ModelConfig
     from quillgpt.config import RunConfig as RunConfig
     from quillgpt.model.gpt import GPT as GPT
-    from quillgpt.recipes import load_recipe as load_recipe
     from quillgpt.sample.generate import generate as generate
     from quillgpt.tokenizer import load_tokenizer as load_tokenizer
+    from quillgpt.train.recipe import load_recipe as load_recipe
 
 PUBLIC = {
     "GPT": "quillgpt.model.gpt",
@@ -29,7 +29,7 @@ PUBLIC = {
     "RunConfig": "quillgpt.config",
     "generate": "quillgpt.sample.generate",
     "load_model": "quillgpt.checkpoint",
-    "load_recipe": "quillgpt.recipes",
+    "load_recipe": "quillgpt.train.recipe",
     "load_tokenizer": "quillgpt.tokenizer",
 }
 

@@ -47,6 +47,12 @@ class CheckpointError(QuillError):
     exit_code = 65
 
 
+class ExportError(QuillError):
+    """An export that, read back, is not the model it was made from; nothing of it was left behind."""
+
+    exit_code = 65
+
+
 class NonFiniteError(QuillError):
     """Loss or gradients stayed NaN or infinite; the last good checkpoint is intact."""
 

@@ -7,6 +7,7 @@ the process with SIGBUS. A failure raises `DiskError` with the path and the spac
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -105,10 +106,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, *, replaces: bool = False) -> Iterator[Path]:
     """Yield a temporary directory that becomes `path` by one rename when the block ends well.
 
-    `path` must not exist. The files inside are expected to be written by `written_file`, which syncs them.
+    `path` must not exist, or be empty. With `replaces` it may: it stays as it was until the new one is complete, and
+    then steps aside. The files inside are expected to be written by `written_file`, which syncs them.
     """
     with disk_errors(path):
         make_directory(path.parent)
@@ -117,11 +119,30 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             _sync_directory(temporary)
-            os.replace(temporary, path)
+            if replaces and path.exists():
+                _exchange(temporary, path)
+            else:
+                os.replace(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         _sync_directory(path.parent)
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Put a directory in another's place and delete that one; where the first fails, the old one is back.
+
+    Between the two renames the old one is beside its place, under a name that a user finds and nothing deletes.
+    """
+    aside = path.with_name(f"{path.name}.replaced-{uuid.uuid4().hex[:8]}")
+    os.replace(path, aside)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    _sync_directory(path.parent)
+    remove_directory(aside)
 
 
 def make_directory(path: Path) -> None:
@@ -153,10 +174,10 @@ def remove_directory(path: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Delete what an interrupted write left in a directory (names with the temporary prefix)."""
+def remove_leftovers(directory: Path, *, of: str = "") -> None:
+    """Delete what an interrupted write left in a directory (names with the temporary prefix), of one name or of all."""
     with disk_errors(directory):
-        for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
+        for leftover in directory.glob(TEMPORARY_PREFIX + (f"{glob.escape(of)}-????????" if of else "*")):
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
             else:

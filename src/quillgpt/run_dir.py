@@ -48,15 +48,18 @@ def newest_run(runs: Path = RUNS) -> Path:
 
 def append_metrics(path: Path, line: Mapping[str, object]) -> bool:
     """Append one line of metrics; non-finite numbers become strings. A full disk loses the line and returns False."""
-    content = {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in line.items()
-    }
+    content = {key: _as_json(value) for key, value in line.items()}
     try:
         files.append_line(path, json.dumps(content, allow_nan=False))
     except DiskError:
         return False
     return True
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, list):
+        return [_as_json(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, object]]:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from quillgpt.cli import demo, train
-from quillgpt.config import RunConfig, flatten, meanings
+from quillgpt.config import RunConfig, flatten, meanings, updated
 from quillgpt.data.token_dataset import TokenDataset
 from quillgpt.errors import CheckpointError, ConfigError
 from quillgpt.model.sizes import PUBLISHED_PARAMETERS
 from quillgpt.recipes import recipe_names
+from quillgpt.train.loop import train as run
 
 Show = Callable[[str], dict[str, str]]
 
@@ -102,6 +103,19 @@ def test_gpt2_has_gpt2s_parameters(show: Show) -> None:
 @pytest.mark.parametrize("recipe", [name for name in recipe_names() if "1558m" not in name and "774m" not in name])
 def test_every_recipe_can_be_shown(recipe: str, show: Show) -> None:
     assert show(f"{recipe} --device cpu")["parameters"]
+
+
+def test_with_lora_it_shows_how_much_is_trained(
+    show: Show, small_run: RunConfig, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    base = updated(small_run, {"out": str(tmp_path_factory.mktemp("base") / "run"), "steps": 1}, where="test")
+    run(base)
+    line = f"debug --init {base.train.out} --data {base.data.data} --device cpu --dtype fp32 --n-embd 32"
+    whole, adapters = show(line), show(f"{line} --lora-rank 4")
+    assert "trained" not in whole
+    # 4 * (in + out), for 2 layers of 32 to 96, 32 to 32, 32 to 128 and 128 to 32
+    assert adapters["trained"].startswith(f"{2 * 4 * (128 + 64 + 160 + 160):,} ")
+    assert adapters["parameters"].split()[0] == whole["parameters"].split()[0]
 
 
 def test_minutes_leave_the_steps_open(show: Show) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from quillgpt.cli.settings import load_settings
 from quillgpt.config import RunConfig, flatten
-from quillgpt.errors import ConfigError
+from quillgpt.errors import ConfigError, QuillError
 from quillgpt.recipes import load_recipe
 from quillgpt.recipes.aliases import ALIASES, SWITCHES, VALUES
 
@@ -291,7 +291,7 @@ def outcome(words: list[str]) -> str | int | None:
     """What comes of a command line: an error's message, or the exit code, or None where it is understood."""
     try:
         load_settings(words)
-    except ConfigError as error:
+    except QuillError as error:
         return str(error)
     except SystemExit as stop:
         return stop.code or 0

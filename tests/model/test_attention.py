@@ -189,6 +189,17 @@ def test_a_name_that_does_not_exist_is_refused_with_what_does(name: str, words: 
 
 
 @every_attention
+def test_zeros_and_large_numbers_are_no_nan(name: str) -> None:
+    for scale in (0.0, 30.0):
+        heads = random_heads(7, 7, 4, scale)
+
+        mixed = find_attention(name)(*heads, dropout=0.0)
+        mixed.sum().backward()
+
+        assert all(part.isfinite().all() for part in (mixed, *(part.grad for part in heads)))
+
+
+@every_attention
 def test_a_bf16_model_gets_what_it_gave(name: str) -> None:
     heads = [part.detach().bfloat16() for part in random_heads(6, 9, 8)]
 

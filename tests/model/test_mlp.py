@@ -23,6 +23,11 @@ def gelu_formula(mlp: torch.nn.Module, x: Tensor) -> Tensor:
     return gelu_tanh(x @ mlp.expand.weight.T + mlp.expand.bias) @ mlp.project.weight.T + mlp.project.bias
 
 
+def gelu_exact_formula(mlp: torch.nn.Module, x: Tensor) -> Tensor:
+    wide = x @ mlp.expand.weight.T + mlp.expand.bias
+    return (wide * (1 + torch.erf(wide / math.sqrt(2))) / 2) @ mlp.project.weight.T + mlp.project.bias
+
+
 def relu2_formula(mlp: torch.nn.Module, x: Tensor) -> Tensor:
     wide = (x @ mlp.expand.weight.T + mlp.expand.bias).clamp(min=0)
     return (wide * wide) @ mlp.project.weight.T + mlp.project.bias
@@ -39,7 +44,13 @@ def swiglu_formula(mlp: torch.nn.Module, x: Tensor) -> Tensor:
     return (swish * (x @ mlp.expand.weight.T + mlp.expand.bias)) @ mlp.project.weight.T + mlp.project.bias
 
 
-FORMULAS = {"gelu": gelu_formula, "relu2": relu2_formula, "square": square_formula, "swiglu": swiglu_formula}
+FORMULAS = {
+    "gelu": gelu_formula,
+    "gelu-exact": gelu_exact_formula,
+    "relu2": relu2_formula,
+    "square": square_formula,
+    "swiglu": swiglu_formula,
+}
 
 
 @pytest.mark.parametrize("name", MLPS)

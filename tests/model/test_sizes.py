@@ -12,9 +12,7 @@ from quillgpt.model.sizes import PUBLISHED_PARAMETERS, SIZES, flops_per_token, p
 def counted_by_hand(config: ModelConfig) -> int:
     """The closed form: every matrix and vector of the model, by its shape."""
     width, bias = config.n_embd, int(config.bias)
-    hidden = {"gelu": 4 * width, "relu2": 4 * width, "square": 4 * width, "swiglu": (8 * width // 3 + 7) // 8 * 8}[
-        config.mlp
-    ]
+    hidden = (8 * width // 3 + 7) // 8 * 8 if config.mlp == "swiglu" else 4 * width
     attention = 4 * width * width + bias * 4 * width
     inward = 2 if config.mlp == "swiglu" else 1
     mlp = (inward + 1) * width * hidden + bias * (inward * hidden + width)

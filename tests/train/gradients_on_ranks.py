@@ -26,11 +26,12 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from quillgpt.config import ModelConfig, RunConfig, updated
+from quillgpt.config import LoraConfig, ModelConfig, RunConfig, updated
 from quillgpt.data.held_out import IGNORED_TARGET
 from quillgpt.distributed import Ranks, joined, ranks_from_environment, total
 from quillgpt.errors import CheckpointError, Stopped
 from quillgpt.model.gpt import GPT
+from quillgpt.model.lora import adapter_tensors, add_adapters
 from quillgpt.recipes import read_toml
 from quillgpt.run_dir import RunDirectory
 from quillgpt.train import loop, setup, update
@@ -50,6 +51,7 @@ class Case:
     rows: int = 8
     batch_size: int = 1
     chunk_elements: int = 1 << 26
+    lora_rank: int = 0
 
 
 CASES = {
@@ -57,16 +59,22 @@ CASES = {
     "2 ranks x 2 of 2 rows": Case(world_size=2, batch_size=2),
     "2 ranks, 3 and 4 of 7 rows": Case(world_size=2, rows=7, batch_size=2),
     "2 ranks x 4, loss in chunks": Case(world_size=2, chunk_elements=5 * MODEL.vocab_size),
+    "2 ranks x 4, LoRA": Case(world_size=2, lora_rank=3),
     "4 ranks x 2": Case(world_size=4),
     "4 ranks, 1 or 2 of 7 rows": Case(world_size=4, rows=7),
 }
 MUTATIONS = ("never reduced", "around the wrapper", "own count", "averaged")
 
 
-def new_model(dtype: torch.dtype = torch.float32) -> GPT:
-    """The same weights in every process."""
+def new_model(dtype: torch.dtype = torch.float32, *, lora_rank: int = 0) -> GPT:
+    """The same weights in every process; adapters that have learned something where there is a rank."""
     torch.manual_seed(0)
-    return GPT(MODEL).to(dtype)
+    model = GPT(MODEL)
+    if lora_rank:
+        add_adapters(model, LoraConfig(lora_rank=lora_rank))
+        for tensor in adapter_tensors(model).values():
+            tensor.normal_(std=0.02)
+    return model.to(dtype)
 
 
 def global_batch(rows: int) -> tuple[Tensor, Tensor]:
@@ -125,7 +133,7 @@ def one_step(wrapped: update.Wrapped, choices: Choices, case: Case, ranks: Ranks
 
 def plain(case: Case, dtype: torch.dtype, ranks: Ranks) -> dict[str, Tensor]:
     """The gradients by the code as it is."""
-    model, choices = new_model(dtype), choices_for(case)
+    model, choices = new_model(dtype, lora_rank=case.lora_rank), choices_for(case)
     update.LOSS_CHUNK_ELEMENTS = case.chunk_elements
     one_step(update.wrap(model, choices, ranks), choices, case, ranks)
     return gradients_of(model)

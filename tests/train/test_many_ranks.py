@@ -73,10 +73,10 @@ def computed(small_run: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> 
     return made_once(tmp_path_factory, "gradients", make)
 
 
-def one_big_batch(rows: int) -> dict[str, Tensor]:
+def one_big_batch(rows: int, *, lora_rank: int = 0) -> dict[str, Tensor]:
     """The gradients without any of the code that trains: a mean over the targets of one batch, in float64."""
     inputs, targets = on_ranks.global_batch(rows)
-    model = on_ranks.new_model(torch.float64)
+    model = on_ranks.new_model(torch.float64, lora_rank=lora_rank)
     logits = model(inputs).flatten(0, 1)
     F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED_TARGET).backward()
     return on_ranks.gradients_of(model)
@@ -95,7 +95,8 @@ def distance(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
 def test_ranks_and_accumulation_have_the_gradient_of_the_one_big_batch(computed: Path, name: str, dtype: str) -> None:
     case = on_ranks.CASES[name]
     of_ranks = [load_file(computed / f"{name}, {dtype}-{rank}.safetensors") for rank in range(case.world_size)]
-    assert distance(of_ranks[0], one_big_batch(case.rows)) < {"float32": 1e-6, "float64": 1e-12}[dtype]
+    big = one_big_batch(case.rows, lora_rank=case.lora_rank)
+    assert distance(of_ranks[0], big) < {"float32": 1e-6, "float64": 1e-12}[dtype]
     for other in of_ranks[1:]:
         assert all(torch.equal(other[parameter], of_ranks[0][parameter]) for parameter in other)
 

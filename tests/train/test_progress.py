@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,16 @@ def test_every_choice_is_shown_with_its_reason(is_terminal: bool) -> None:
     text = shown(is_terminal=is_terminal)
     for words in ("runs/x", "parameters", "64 tokens", "cpu", "bf16", "off", "because", "a note"):
         assert words in text
+
+
+def test_with_lora_the_header_says_how_much_is_trained() -> None:
+    output = io.StringIO()
+    screen = Terminal(Console(file=output, width=110))
+    with screen.training(Path("runs/x"), MODEL, CHOICES, REASONS, Position(steps=1), lora_rank=2):
+        pass
+    # 2 * (in + out), for layers of 16 to 48, 16 to 16, 16 to 64 and 64 to 16
+    assert re.search(r"trained +512 parameters +LoRA of rank 2; the model.s own are frozen", output.getvalue())
+    assert "LoRA" not in shown(is_terminal=False)
 
 
 def test_the_time_left_is_tokens_left_over_speed() -> None:

@@ -64,7 +64,8 @@ def trajectory(run: str) -> list[tuple[int, str, str]]:
 
 def final_tensors(run: str) -> dict[str, torch.Tensor]:
     last = checkpoint.committed(RunDirectory(Path(run)))[-1]
-    return last.tensors(checkpoint.MODEL) | last.tensors(checkpoint.OPTIMIZER)
+    weights = checkpoint.ADAPTER if last.adapter else checkpoint.MODEL
+    return last.tensors(weights) | last.tensors(checkpoint.OPTIMIZER)
 
 
 def assert_same_run(left: str, right: str) -> None:
@@ -79,6 +80,7 @@ VARIANTS = {
     "eager fp32": {},
     "eager bf16 with dropout": {"dtype": "bf16", "dropout": 0.2},
     "compiled": {"compile": "on", "dropout": 0.1, "steps": 200, "save_every": 100, "eval_every": 50},
+    "LoRA with dropout": {"init": "base", "lora_rank": 4, "dropout": 0.1},
     "200 steps": {"steps": 200, "save_every": 100, "eval_every": 50, "dropout": 0.1},
 }
 
@@ -86,6 +88,9 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_kill_and_resume_is_bitwise_the_same_run(small_run: RunConfig, tmp_path: Path, variant: str) -> None:
     config = updated(small_run, VARIANTS[variant], where="test")
+    if config.train.init == "base":
+        base = train(updated(small_run, {"out": str(tmp_path / "base"), "steps": 5}, where="test"))
+        config = updated(config, {"init": str(base.run)}, where="test")
     whole = updated(config, {"out": str(tmp_path / "whole")}, where="test")
     train(whole)
     half = config.train.steps // 2

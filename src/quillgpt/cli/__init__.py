@@ -16,4 +16,6 @@ COMMANDS = {
         "quillgpt.cli.encrypt_check",
         "compute an attention head on encrypted numbers; list what is no polynomial",
     ),
+    "explain": ("quillgpt.cli.explain", "read GPT-2 in one file, beside the values of a tiny run"),
+    "export": ("quillgpt.cli.export", "a trained model for transformers, llama.cpp or onnxruntime"),
 }

@@ -28,7 +28,8 @@ what to do next
   more of this model        quill sample {run} -p "import" -m 300
   more minutes              quill train python --minutes 10 --out {run}
   your own text             quill train python --source text --path my_folder --out runs/mine
-  GPT-2's own size          quill train gpt2-124m --dry-run    (OpenAI's weights cannot be loaded yet)
+  OpenAI's GPT-2            quill sample gpt2 -p "Once upon a time"    (fetches 550 MB, once)
+  GPT-2 from scratch        quill train gpt2-124m --dry-run
   every setting explained   quill train python --dry-run
   the tests                 make test"""
 

@@ -14,10 +14,11 @@ from quillgpt.data.token_dataset import TokenDataset
 from quillgpt.distributed import ranks_from_environment
 from quillgpt.errors import DataError
 from quillgpt.hardware import detect
+from quillgpt.model.lora import adapter_parameter_count
 from quillgpt.model.sizes import flops_per_token, parameter_count
 from quillgpt.tokenizer import TOKENIZERS, load_tokenizer
-from quillgpt.train.open_data import data_settings
 from quillgpt.train.resolve import estimated_memory_bytes, resolve
+from quillgpt.train.starting_point import begun, data_settings, starting_point
 
 PIPE_COLUMNS = 160  # a pipe has no width of its own
 WIDEST_VALUE, WIDEST_ORIGIN = 40, 36
@@ -77,11 +78,16 @@ def consequence_rows(config: RunConfig) -> list[Row]:
     tokens = config.train.steps * tokens_per_step
     micro_batches = -(-choices.rows // (choices.batch_size * ranks.world_size))
     kind = choices.device.partition(":")[0]
-    memory = estimated_memory_bytes(model, choices.batch_size, choices.dtype, kind)
+    rank = config.lora.lora_rank
+    memory = estimated_memory_bytes(model, choices.batch_size, choices.dtype, kind, rank)
     free = machine.device_memory_bytes if kind == "cuda" else machine.cpu_memory_bytes
     rows = [
         ("vocabulary", f"{vocab_size:,} tokens", vocabulary_reason),
-        ("parameters", f"{parameter_count(model):,}", f"{flops_per_token(model):,} operations to train on a token"),
+        (
+            "parameters",
+            f"{parameter_count(model):,}",
+            f"{flops_per_token(model, rank):,} operations to train on a token",
+        ),
         ("tokens", f"{tokens:,}", f"{config.train.steps:,} steps"),
         data_row,
         ("epochs", f"{tokens / prepared.token_count:,.2f}" if prepared else "unknown", "how often the data is read"),
@@ -94,6 +100,9 @@ def consequence_rows(config: RunConfig) -> list[Row]:
         ("threads", str(choices.threads), reasons["threads"]),
         ("compile", "on" if choices.compile else "off", reasons["compile"]),
     ]
+    if rank:
+        trained = f"{adapter_parameter_count(model, rank):,}"
+        rows.insert(2, ("trained", trained, f"parameters of the LoRA adapters of rank {rank}; the others are frozen"))
     if minutes:
         measured = ("measured first", f"as many steps as fit into {minutes:g} minutes")
         rows = [(name, *(measured if name in ("tokens", "epochs") else rest)) for name, *rest in rows]
@@ -102,7 +111,7 @@ def consequence_rows(config: RunConfig) -> list[Row]:
 
 def prepared_data(config: RunConfig) -> tuple[TokenDataset | None, tuple[str, str, str]]:
     """The training tokens where they are prepared already, and the row that says where and how many."""
-    directory = data_directory(data_settings(config), config.model.vocab_size)
+    directory = data_directory(data_settings(config, starting_point(config, begun(config))), config.model.vocab_size)
     if (directory / "manifest.json").is_file():
         try:
             prepared = TokenDataset.open(directory, "train")
@@ -118,7 +127,7 @@ def true_vocab_size(config: RunConfig, prepared: TokenDataset | None) -> tuple[i
     """The size of the tokenizer's vocabulary, which is the model's, and how it is known."""
     if prepared:
         return prepared.vocab_size, "of the prepared data"
-    name = data_settings(config).tokenizer
+    name = data_settings(config, starting_point(config, begun(config))).tokenizer
     if name == "bpe":
         return config.model.vocab_size, "bpe is trained to this size"
     if name == "gpt2" or (name in TOKENIZERS and TOKENIZERS[name].learns):

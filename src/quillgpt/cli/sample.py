@@ -1,4 +1,4 @@
-"""`quill sample`: write text with a trained model, or with random weights.
+"""`quill sample`: write text with a trained model, OpenAI's or one of another project among them, or random weights.
 
 The text goes to standard output and everything about it to standard error, so that `quill sample > story.txt` is clean.
 On a terminal the prompt is dim, one sample appears token by token, and control characters are shown, not obeyed.
@@ -34,7 +34,7 @@ class SampleOptions:
     """Write text with a trained model."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[RUN]")] = ""
-    """run or checkpoint to use; nothing: the newest run under runs/"""
+    """run, checkpoint, gpt2 ... gpt2-xl, Hugging Face directory or ckpt.pt; nothing: the newest run under runs/"""
     prompt: Annotated[str, tyro.conf.arg(aliases=["-p"])] = ""
     """text to continue; FILE:PATH reads a file, - standard input; nothing: a new document"""
     max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = SamplingSettings.max_new_tokens

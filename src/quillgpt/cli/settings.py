@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from quillgpt.cli.arguments import parse
 from quillgpt.config import RunConfig, updated
 from quillgpt.errors import ConfigError, shown
-from quillgpt.recipes import default_out, read_recipe, recipe_names, superseded
+from quillgpt.recipes import FINETUNE, default_out, finetuning, read_recipe, recipe_names, superseded
 from quillgpt.recipes.aliases import ALIASES, NO, SWITCHES, YES, translate
 
 DESCRIPTION = """\
@@ -59,9 +59,16 @@ def load_settings(
         raise ConfigError("--steps and --minutes both set how long to train; leave one of them out")
     origins = {name: origin for name, origin in origins.items() if name not in superseded(given)}
     origins |= {name: f"flag {flag}" for name, flag in given.items()}
+    if config.train.init == FINETUNE:
+        config = finetuning(config)
+        origins |= dict.fromkeys(("init", "out"), "init_from=finetune")
     if config.train.out == "auto":
         config = updated(config, {"out": default_out(recipe)}, where="--out")
         origins["out"] = "recipe's name"
+    if config.train.init != "scratch":
+        from quillgpt.train.starting_point import with_the_shape_of_init
+
+        config, origins = with_the_shape_of_init(config, origins)
     return Settings(config=config, recipe=recipe, origins=origins, is_dry_run=is_dry_run)
 
 

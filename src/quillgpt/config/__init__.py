@@ -16,6 +16,7 @@ from typing import Any
 
 from quillgpt.config.checks import check
 from quillgpt.config.data import DataConfig
+from quillgpt.config.lora import LoraConfig
 from quillgpt.config.model import ModelConfig
 from quillgpt.config.optim import OptimConfig
 from quillgpt.config.train import TrainConfig
@@ -38,6 +39,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         train, context_length = self.train, self.model.context_length
@@ -45,9 +47,17 @@ class RunConfig:
         check(train, "batch_tokens", divides, f"a multiple of context_length = {context_length}")
         is_stated_once = not (train.batch_tokens and train.gradient_accumulation_steps)
         check(train, "batch_tokens", is_stated_once, "0, because gradient_accumulation_steps sets the global batch")
+        has_base = train.init != "scratch" or not self.lora.lora_rank
+        check(self.lora, "lora_rank", has_base, "0, because init = scratch has no weights to adapt; --init names them")
 
 
-GROUPS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "train": TrainConfig}
+GROUPS: dict[str, type] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "optim": OptimConfig,
+    "train": TrainConfig,
+    "lora": LoraConfig,
+}
 
 
 @functools.cache

@@ -30,7 +30,7 @@ class ModelConfig:
     pointwise_length_power: float = 1.0
     """pointwise attention divides by the number of visible positions to this power: 0 not at all"""
     mlp: str = "gelu"
-    """feed-forward part of a block: gelu, relu2, square, swiglu"""
+    """feed-forward part of a block: gelu (tanh form), gelu-exact, relu2, square, swiglu"""
     norm: str = "layernorm"
     """normalisation: layernorm, rmsnorm"""
     position: str = "learned"

@@ -22,7 +22,7 @@ class TrainConfig:
     seed: int = 1337
     """start of initial weights, data order and dropout"""
     init: str = "scratch"
-    """scratch, or a run or checkpoint whose weights to start from"""
+    """scratch, or the model to start from: a run, gpt2 ... gpt2-xl, a Hugging Face directory, a ckpt.pt"""
     eval_every: int = 200
     """steps between evaluations on held-out text; 0: only at the end"""
     eval_tokens: int = 10_485_760

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from quillgpt.config import DataConfig
+from quillgpt.tokenizer import load_tokenizer
 
 DATA = Path("data")
 
@@ -17,7 +18,7 @@ def data_directory(settings: DataConfig, vocab_size: int) -> Path:
     if settings.source == "fineweb-edu":
         details.append(settings.subset)
     if "/" in tokenizer or tokenizer.endswith(".json"):
-        details.append(str(Path(tokenizer).resolve()))
+        details.append(load_tokenizer(tokenizer).fingerprint)  # not its path: a run's checkpoints all have the same
         tokenizer = "custom"
     if tokenizer == "bpe":
         tokenizer = f"bpe{vocab_size}"

@@ -121,6 +121,7 @@ def _settings(config: DataConfig, vocab_size: int, shard_tokens: int) -> dict[st
     if _learns(config):
         settings["vocab_size"] = vocab_size
     elif config.tokenizer not in TOKENIZERS:
+        settings["tokenizer"] = "custom"  # wherever it lies
         settings["tokenizer_fingerprint"] = load_tokenizer(config.tokenizer).fingerprint
     return settings
 

@@ -100,13 +100,6 @@ class TokenDataset:
             got = f"{self.directory}: the {self.split} split has {self.token_count:,} tokens"
             raise DataError(f"{got}, at least {minimum:,} are needed; prepare more text or lower context_length")
 
-    def check_tokenizer(self, fingerprint: str) -> None:
-        """Refuse data that was made with another tokenizer than the one of this fingerprint (a model's)."""
-        if self.tokenizer_fingerprint != fingerprint:
-            found, wanted = self.tokenizer_fingerprint[:12], fingerprint[:12]
-            message = f"{self.directory} was made with tokenizer {found}, this model uses {wanted}"
-            raise DataError(f"{message}; run `quill prepare` with the model's tokenizer.json")
-
 
 def load_data_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer that travels with prepared data; one that does not belong to the data is a `DataError`."""

@@ -86,6 +86,7 @@ def _gelu(x: Tensor) -> Tensor:
 
 ACTIVATIONS: Mapping[str, Activation | None] = {
     "gelu": Activation(name="GELU", function=_gelu),
+    "gelu-exact": Activation(name="GELU", function=F.gelu),
     "relu2": Activation(name="ReLU²", function=relu2),
     "square": None,
     "swiglu": Activation(name="SiLU", function=F.silu, layer="gate", products=1),

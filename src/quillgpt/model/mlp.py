@@ -52,6 +52,11 @@ def gelu(config: ModelConfig) -> nn.Module:
     return MLP(config, nn.GELU(approximate="tanh"))
 
 
+def gelu_exact(config: ModelConfig) -> nn.Module:
+    """GELU itself, x times the normal distribution's function [Hendrycks 2016, 2], as nanoGPT has it."""
+    return MLP(config, nn.GELU())
+
+
 def relu2(config: ModelConfig) -> nn.Module:
     """The square of ReLU instead of GELU [So 2021]."""
     return MLP(config, _squared_relu)
@@ -73,6 +78,7 @@ def _squared_relu(x: Tensor) -> Tensor:
 
 MLPS: Mapping[str, Callable[[ModelConfig], nn.Module]] = {
     "gelu": gelu,
+    "gelu-exact": gelu_exact,
     "relu2": relu2,
     "square": square,
     "swiglu": swiglu,

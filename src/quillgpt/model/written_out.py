@@ -28,17 +28,20 @@ def mix(weigh: Weigh, query: Tensor, key: Tensor, value: Tensor, *, dropout: flo
     """
     new, total = query.shape[2], key.shape[2]
     if new <= BLOCK_QUERIES:
-        return _mix(weigh, query, key, value, dropout)
+        return mix_at_once(weigh, query, key, value, dropout)
     blocks = []
     for start in range(0, new, BLOCK_QUERIES):
         end = min(start + BLOCK_QUERIES, new)
         seen = total - new + end
         heads = query[:, :, start:end], key[:, :, :seen], value[:, :, :seen]
-        blocks.append(checkpoint(_mix, weigh, *heads, dropout, use_reentrant=False, preserve_rng_state=dropout > 0))
+        blocks.append(
+            checkpoint(mix_at_once, weigh, *heads, dropout, use_reentrant=False, preserve_rng_state=dropout > 0)
+        )
     return torch.cat(blocks, dim=2)
 
 
-def _mix(weigh: Weigh, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+def mix_at_once(weigh: Weigh, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    """The same with all weights in one matrix, (B, H, T, S), which is kept for the backward pass."""
     visible = causal_mask(query.shape[2], key.shape[2], query.device)
     weights = F.dropout(weigh(query, key, visible), dropout)
     return weights.to(value.dtype) @ value  # (B, H, T, D)

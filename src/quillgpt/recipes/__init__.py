@@ -17,6 +17,9 @@ from quillgpt.recipes.aliases import RECIPES, translate
 
 LARGEST_FILE_BYTES = 1 << 20
 
+FINETUNE = "finetune"
+"""what other projects write for `init`, where `out` names the run to start from"""
+
 INSTEAD_OF = {
     "steps": "minutes",
     "batch_tokens": "gradient_accumulation_steps",
@@ -26,16 +29,11 @@ INSTEAD_OF = {
 
 
 def load_recipe(name_or_path: str, **changes: Scalar) -> RunConfig:
-    """The settings of a recipe by its name or its file, some of them changed; `train` takes them.
-
-    For example:
-        config = quillgpt.load_recipe("debug", steps=50, device="cpu", out="runs/first")
-        print(config.model.n_layer, config.train.steps)  # 2 50
-        outcome = quillgpt.train(config)
-    """
+    """The settings of a recipe by its name or its file, some of them changed; `init` is not looked at."""
     settings = {"out": default_out(name_or_path)} | read_recipe(name_or_path)[0]
     kept = {name: value for name, value in settings.items() if name not in superseded(changes)}
-    return updated(updated(RunConfig(), kept, where=f"recipe {name_or_path}"), changes, where="load_recipe")
+    config = updated(updated(RunConfig(), kept, where=f"recipe {name_or_path}"), changes, where="load_recipe")
+    return finetuning(config) if config.train.init == FINETUNE else config
 
 
 def read_recipe(name_or_path: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -47,6 +45,14 @@ def default_out(name_or_path: str) -> str:
     """The run directory of a recipe; a run's own config.toml is repeated under a new name."""
     path = recipe_path(name_or_path).absolute()
     return f"runs/{path.parent.name}-again" if path.name == "config.toml" else f"runs/{path.stem}"
+
+
+def finetuning(config: RunConfig) -> RunConfig:
+    """The settings where `init` is `finetune`: start from the run in `out`, which stays, and write to OUT-finetuned."""
+    run = config.train.out.rstrip("/")
+    if run == "auto":
+        raise ConfigError(f"init = {FINETUNE}: which run? --out-dir RUN starts from RUN and writes to RUN-finetuned")
+    return updated(config, {"init": run, "out": f"{run}-{FINETUNE}d"}, where=f"init = {FINETUNE}")
 
 
 def superseded(given: Collection[str]) -> set[str]:

@@ -57,8 +57,12 @@ RECIPES = {
     "train_shakespeare_char": "shakespeare-char",
     "train_shakespeare": "shakespeare",
     "train_gpt2": "gpt2-124m",
+    "finetune_shakespeare": "finetune-shakespeare",
+    "train_11": "one-layer",
 }
-"""nanoGPT's configuration files and the recipes that do the same; `config/` before and `.py` behind are left out."""
+"""nanoGPT's configuration files, and the smallest of its descendants', and the recipes that do the same.
+
+`config/` before and `.py` behind are left out."""
 
 YES = ("true", "1", "yes", "on")
 NO = ("false", "0", "no", "off")

@@ -15,6 +15,7 @@ from quillgpt.tokenizer.gpt2 import GPT2
 from quillgpt.tokenizer.protocol import END_OF_TEXT, Tokenizer, TokenizerKind
 from quillgpt.tokenizer.tokenizer_file import FILE_NAME, read_tokenizer
 from quillgpt.tokenizer.vocabulary import bytes_per_token
+from quillgpt.tokenizer.vocabulary_files import has_vocabulary_files
 
 TOKENIZERS: dict[str, TokenizerKind] = {
     "gpt2": GPT2,
@@ -25,7 +26,9 @@ TOKENIZERS: dict[str, TokenizerKind] = {
 
 
 def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
-    """The tokenizer of that name (one that needs no training), of a tokenizer.json, or of a directory that holds one.
+    """The tokenizer of that name (one that needs no training), of a tokenizer.json, or of a directory.
+
+    A directory holds a tokenizer.json, or a vocab.json and a merges.txt as OpenAI's.
 
     For example:
         tokenizer = quillgpt.load_tokenizer("byte")
@@ -39,14 +42,14 @@ def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
     if isinstance(name_or_path, str) and name_or_path in TOKENIZERS:
         return _ready_made(name_or_path)
     path = Path(name_or_path)
-    if path.is_dir() and not (path / FILE_NAME).exists():
+    if path.is_dir() and not (path / FILE_NAME).exists() and not has_vocabulary_files(path):
         raise DataError(
             f"{path} holds no {FILE_NAME}; name the file, or a directory that `quill tokenizer train` wrote"
         )
     if not path.exists() and len(path.parts) <= 1 and path.suffix != ".json":
         entries = f"{', '.join(TOKENIZERS)}, or the path of a {FILE_NAME}"
         raise ConfigError(f"no tokenizer {str(path)!r}{nearest(str(path), TOKENIZERS)}; choose one of: {entries}")
-    return read_tokenizer(path / FILE_NAME if path.is_dir() else path)
+    return read_tokenizer(path)
 
 
 def train_tokenizer(name: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -13,14 +13,25 @@ END_OF_TEXT = "<|endoftext|>"
 class Tokenizer(Protocol):
     """Cuts text into tokens 0 ... vocab_size - 1 and joins them again; decode(encode(text)) == text for every text."""
 
-    name: str
-    """its entry in the menu"""
-    vocab_size: int
-    """number of tokens, end of text included"""
-    end_of_text: int
-    """the token behind every document; it has no bytes"""
-    fingerprint: str
-    """SHA-256 (hex) of what it does: equal for equal tokenizers, wherever they were loaded from"""
+    @property
+    def name(self) -> str:
+        """Its entry in the menu."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, end of text included."""
+        ...
+
+    @property
+    def end_of_text(self) -> int:
+        """The token behind every document; it has no bytes."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what it does: equal for equal tokenizers, wherever they were loaded from."""
+        ...
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """The text's tokens; the characters <|endoftext|> are text like any other unless `allow_special`."""

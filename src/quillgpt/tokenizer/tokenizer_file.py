@@ -1,4 +1,7 @@
-"""Read a tokenizer.json: ours, GPT-2's, or another byte-level BPE in GPT-2's manner; anything else is a `DataError`."""
+"""Read a tokenizer.json, or vocab.json and merges.txt.
+
+Ours, GPT-2's, or another byte-level BPE in GPT-2's manner; anything else is a `DataError`.
+"""
 
 import json
 from pathlib import Path
@@ -11,14 +14,19 @@ from quillgpt.tokenizer.byte_level import GPT2_FINGERPRINT, ByteLevelBPE, merges
 from quillgpt.tokenizer.character import CharacterTokenizer
 from quillgpt.tokenizer.protocol import END_OF_TEXT, Tokenizer
 from quillgpt.tokenizer.tokenizer_json import BYTE_OF_CHARACTER, readable
+from quillgpt.tokenizer.vocabulary_files import VOCABULARY, document_of, has_vocabulary_files
 
 FILE_NAME = "tokenizer.json"
 REMEDY = "make a new one with `quill tokenizer train`"
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json file; its name is that of the menu's entry it equals."""
-    document = _read_json(path)
+    """The tokenizer of a tokenizer.json, or of a directory's; its name is that of the menu's entry it equals."""
+    if path.is_dir() and not (path / FILE_NAME).exists() and has_vocabulary_files(path):
+        path, document = path / VOCABULARY, document_of(path)
+    else:
+        path = path / FILE_NAME if path.is_dir() else path
+        document = _read_json(path)
     model = _entry(path, document, "model", dict)
     vocabulary, merges = _entry(path, model, "vocab", dict), _entry(path, model, "merges", list)
     has_fallback = model.get("byte_fallback", False) is True
@@ -62,11 +70,10 @@ def _refuse_other_rules(path: Path, document: dict, model: dict, has_fallback: b
         cutting = cutting if isinstance(cutting, dict) else {}
         is_ours = cutting.get("type") == "ByteLevel" and not cutting.get("add_prefix_space", True)
         is_ours = is_ours and cutting.get("use_regex", True) is True
-    behind = document.get("post_processor") or {}
     rules = {
         "pre_tokenizer": is_ours,
         "normalizer": document.get("normalizer") is None,
-        "post_processor": isinstance(behind, dict) and behind.get("type", "ByteLevel") == "ByteLevel",
+        "post_processor": _adds_nothing(document.get("post_processor") or {}),
         "model type": model.get("type", "BPE") == "BPE",
     }
     rules |= {
@@ -76,6 +83,14 @@ def _refuse_other_rules(path: Path, document: dict, model: dict, has_fallback: b
     for name, is_plain in rules.items():
         if not is_plain:
             raise DataError(f"{path}: its {name} is not GPT-2's, the only kind that quill reads; {REMEDY}")
+
+
+def _adds_nothing(post_processor: Any) -> bool:
+    """Whether it leaves the tokens as they are: GPT-2's, or a template of no special tokens, as transformers writes."""
+    if not isinstance(post_processor, dict):
+        return False
+    kind = post_processor.get("type", "ByteLevel")
+    return kind == "ByteLevel" or (kind == "TemplateProcessing" and post_processor.get("special_tokens") == {})
 
 
 def _end_of_text(path: Path, document: dict) -> int:

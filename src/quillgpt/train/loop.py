@@ -20,6 +20,7 @@ from quillgpt.optim import state_tensors
 from quillgpt.optim.schedules import learning_rate
 from quillgpt.run_dir import RunDirectory, config_toml
 from quillgpt.train.guard import Guard, check_weights, stop_unless_finite
+from quillgpt.train.kernel_statistics import KernelMonitor
 from quillgpt.train.metrics import Metrics
 from quillgpt.train.progress import Quiet, Screen
 from quillgpt.train.resolve import DTYPES, check_memory, resolve
@@ -58,7 +59,7 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
     with contextlib.ExitStack() as stack:
         machine = detect()
         choices, reasons = resolve(config, machine, ranks)
-        check_memory(config.model, choices, machine, ranks)
+        check_memory(config, choices, machine, ranks)
         stack.enter_context(
             joined(
                 ranks,
@@ -75,9 +76,10 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
         metrics = stack.enter_context(
             Metrics(run, config, model.config, choices, position, is_first=ranks.is_first, say=screen.say)
         )
-        stack.enter_context(screen.training(run.path, model.config, choices, reasons, position))
+        stack.enter_context(screen.training(run.path, model.config, choices, reasons, position, config.lora.lora_rank))
         request = stack.enter_context(stop_requests())
         guard = Guard(position.non_finite_in_a_row)
+        monitor = KernelMonitor(model=model, choices=choices, is_first=ranks.is_first, say=screen.say)
         held_out: HeldOutLoss | None = None
 
         while position.step < position.steps:
@@ -119,7 +121,7 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
                     position.best_loss = held_out.loss
             line = metrics.line(position, loss=loss, lr=lr, norm=norm, applied=applied, held_out=held_out)
             if held_out is not None or every(position.step, settings.log_every):
-                metrics.write(line)
+                metrics.write(line | monitor.look(inputs, position.step))
             screen.step(line)
             if ranks.is_first and every(position.step, settings.sample_every):
                 write_samples(run, model, parts.data.tokenizer, position.step, settings.seed)
@@ -192,6 +194,7 @@ def _save(run: RunDirectory, config: RunConfig, parts: Parts, held_out: HeldOutL
         tokenizer=parts.data.tokenizer,
         data_fingerprint=parts.data.train.fingerprint,
         held_out_loss=held_out.loss if held_out is not None else None,
+        adapter=parts.adapter,
     )
     checkpoint.prune(run, keep_last=config.train.keep_last)
 

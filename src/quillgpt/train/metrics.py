@@ -35,7 +35,7 @@ class Metrics:
     ) -> None:
         self._path = run.metrics
         self._device = torch.device(choices.device)
-        self._flops_per_token = flops_per_token(model)
+        self._flops_per_token = flops_per_token(model, config.lora.lora_rank)
         self._peak_flops = peak_flops(self._device, choices.dtype)
         self._world_size = choices.world_size
         self._is_first = is_first
@@ -93,12 +93,7 @@ class Metrics:
         if not append_metrics(self._path, line) and not self._lost_line:
             self._lost_line = True
             self._say(f"{self._path}: cannot be written (disk full?); training goes on without its lines")
-        numbers = {
-            name: float(value)
-            for name, value in line.items()
-            if name != "step" and isinstance(value, int | float) and math.isfinite(value)
-        }
-        self._tracker.log(line["step"], numbers)
+        self._tracker.log(line["step"], tracked(line))
 
     def _speed(self, position: Position) -> Line:
         """Tokens per second since the last written line, and the share of the card's peak; None where unknown."""
@@ -106,3 +101,18 @@ class Metrics:
         rate = (position.tokens - self._last_tokens) / seconds if seconds > 0 else 0.0
         peak = self._peak_flops * self._world_size
         return {"tokens_per_second": round(rate, 1), "mfu": rate * self._flops_per_token / peak if peak else None}
+
+
+def tracked(line: Line) -> dict[str, float]:
+    """The finite numbers of a line; what it has for every layer gets a name for each, as "kernel_x_max/layer_3"."""
+    flat: Line = {}
+    for name, value in line.items():
+        several = (
+            {f"{name}/layer_{layer}": number for layer, number in enumerate(value)} if isinstance(value, list) else {}
+        )
+        flat |= several or {name: value}
+    return {
+        name: float(value)
+        for name, value in flat.items()
+        if name != "step" and isinstance(value, int | float) and math.isfinite(value)
+    }

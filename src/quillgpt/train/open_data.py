@@ -1,12 +1,11 @@
 """The data of a run: prepared where it is missing, opened, and checked against the model's tokenizer."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from quillgpt import checkpoint
-from quillgpt.config import DataConfig, RunConfig
+from quillgpt.config import RunConfig
 from quillgpt.data import load_data_tokenizer
 from quillgpt.data.directory import data_directory
 from quillgpt.data.held_out import HeldOutWindows
@@ -14,9 +13,11 @@ from quillgpt.data.prepare import prepare
 from quillgpt.data.text_to_shards import Means
 from quillgpt.data.token_dataset import TokenDataset
 from quillgpt.distributed import Ranks, first_goes_first
-from quillgpt.errors import ConfigError
+from quillgpt.errors import ConfigError, DataError
+from quillgpt.pretrained.source import Source
 from quillgpt.tokenizer import Tokenizer, bytes_per_token
 from quillgpt.train.progress import Screen
+from quillgpt.train.starting_point import data_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,9 @@ class Data:
     bytes_per_token: np.ndarray
 
 
-def open_data(config: RunConfig, ranks: Ranks, screen: Screen) -> Data:
-    """Open the run's data; rank 0 first prepares what is missing and says where."""
-    settings = data_settings(config)
+def open_data(config: RunConfig, source: Source | None, ranks: Ranks, screen: Screen) -> Data:
+    """Open the run's data; rank 0 first prepares what is missing and says where. `source`: what the run starts from."""
+    settings = data_settings(config, source)
     directory = data_directory(settings, config.model.vocab_size)
     with first_goes_first(ranks):
         if ranks.is_first and not (directory / "manifest.json").is_file():
@@ -45,8 +46,10 @@ def open_data(config: RunConfig, ranks: Ranks, screen: Screen) -> Data:
                 prepare(settings, vocab_size=config.model.vocab_size, out=directory, means=Means(progress=show))
         train = TokenDataset.open(directory, "train")
     tokenizer = load_data_tokenizer(directory)
-    if config.train.init != "scratch":
-        train.check_tokenizer(checkpoint.find(config.train.init).manifest["tokenizer"])
+    if source is not None and source.tokenizer_fingerprint != tokenizer.fingerprint:
+        theirs, ours = _told(source.tokenizer()), _told(tokenizer)
+        remedy = "choose other --data, or leave it out to prepare the text for this model"
+        raise DataError(f"{directory} was made with {ours}, {source.name} was trained with {theirs}; {remedy}")
     return Data(
         directory=directory,
         train=train,
@@ -58,11 +61,8 @@ def open_data(config: RunConfig, ranks: Ranks, screen: Screen) -> Data:
     )
 
 
-def data_settings(config: RunConfig) -> DataConfig:
-    """The data settings, with the tokenizer of the run to start from where there is one."""
-    if config.train.init == "scratch":
-        return config.data
-    return replace(config.data, tokenizer=str(checkpoint.find(config.train.init).path / checkpoint.TOKENIZER))
+def _told(tokenizer: Tokenizer) -> str:
+    return f"the tokenizer {tokenizer.name} of {tokenizer.vocab_size:,} tokens ({tokenizer.fingerprint[:12]})"
 
 
 def evaluation_tokens(config: RunConfig) -> int:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from quillgpt.config import ModelConfig
 from quillgpt.data.text_to_shards import Progress
+from quillgpt.model.lora import adapter_parameter_count
 from quillgpt.model.sizes import parameter_count
 from quillgpt.train.curve import curve
 from quillgpt.train.resolve import Choices
@@ -44,7 +45,13 @@ class Screen(Protocol):
         ...
 
     def training(
-        self, run: Path, model: ModelConfig, choices: Choices, reasons: Mapping[str, str], position: Position
+        self,
+        run: Path,
+        model: ModelConfig,
+        choices: Choices,
+        reasons: Mapping[str, str],
+        position: Position,
+        lora_rank: int = 0,
     ) -> contextlib.AbstractContextManager[None]:
         """Show what begins, and be ready for its steps until the block ends."""
         ...
@@ -66,7 +73,13 @@ class Quiet:
 
     @contextlib.contextmanager
     def training(
-        self, run: Path, model: ModelConfig, choices: Choices, reasons: Mapping[str, str], position: Position
+        self,
+        run: Path,
+        model: ModelConfig,
+        choices: Choices,
+        reasons: Mapping[str, str],
+        position: Position,
+        lora_rank: int = 0,
     ) -> Iterator[None]:
         """Do nothing."""
         yield
@@ -99,10 +112,16 @@ class Terminal:
 
     @contextlib.contextmanager
     def training(
-        self, run: Path, model: ModelConfig, choices: Choices, reasons: Mapping[str, str], position: Position
+        self,
+        run: Path,
+        model: ModelConfig,
+        choices: Choices,
+        reasons: Mapping[str, str],
+        position: Position,
+        lora_rank: int = 0,
     ) -> Iterator[None]:
         """Print the choices; hold the live view for the length of the block, and leave its last state standing."""
-        self._console.print(choices_table(run, model, choices, reasons, position))
+        self._console.print(choices_table(run, model, choices, reasons, position, lora_rank))
         self._first_step, self._last_step = position.step, position.steps
         if position.best_loss is not None:
             self._best = position.best_loss
@@ -162,7 +181,12 @@ class Terminal:
 
 
 def choices_table(
-    run: Path, model: ModelConfig, choices: Choices, reasons: Mapping[str, str], position: Position
+    run: Path,
+    model: ModelConfig,
+    choices: Choices,
+    reasons: Mapping[str, str],
+    position: Position,
+    lora_rank: int = 0,
 ) -> RenderableType:
     """What was decided for this run and why, one line each."""
     table = Table.grid(padding=(0, 2))
@@ -186,6 +210,9 @@ def choices_table(
         ("threads", str(choices.threads), reasons["threads"]),
         ("compile", "on" if choices.compile else "off", reasons["compile"]),
     ]
+    if lora_rank:
+        trained = f"{adapter_parameter_count(model, lora_rank):,} parameters"
+        rows.insert(2, ("trained", trained, f"LoRA of rank {lora_rank}; the model's own are frozen"))
     for name, value, reason in rows:
         table.add_row(Text(name, style="dim"), value, Text(reason, style="dim"))
     return table

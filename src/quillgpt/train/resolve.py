@@ -15,6 +15,7 @@ from quillgpt.distributed import Ranks
 from quillgpt.errors import ConfigError, OutOfMemory, pick
 from quillgpt.hardware import Machine
 from quillgpt.model.attention import find_attention
+from quillgpt.model.lora import adapter_parameter_count
 from quillgpt.model.mlp import MLPS
 from quillgpt.model.norm import NORMS
 from quillgpt.model.positions import POSITIONS
@@ -100,10 +101,10 @@ def check_menus(config: RunConfig) -> None:
         pick(menu, str(flatten(config)[setting]), setting)
 
 
-def check_memory(model: ModelConfig, choices: Choices, machine: Machine, ranks: Ranks) -> None:
+def check_memory(config: RunConfig, choices: Choices, machine: Machine, ranks: Ranks) -> None:
     """Refuse what clearly does not fit, before the system ends the process without a word; `OutOfMemory`."""
     kind = choices.device.partition(":")[0]
-    needed = estimated_memory_bytes(model, choices.batch_size, choices.dtype, kind)
+    needed = estimated_memory_bytes(config.model, choices.batch_size, choices.dtype, kind, config.lora.lora_rank)
     free = machine.device_memory_bytes if kind == "cuda" else machine.cpu_memory_bytes // ranks.local_world_size
     if needed > CLEARLY_TOO_MUCH * free:
         what = f"about {needed / 1e9:,.1f} GB for micro-batches of {choices.batch_size}, {free / 1e9:,.1f} GB are free"
@@ -204,10 +205,11 @@ def choose_batch_size(config: RunConfig, kind: str, dtype: str, machine: Machine
         return config.train.batch_size, "asked"
     per_machine = ranks.local_world_size if kind != "cuda" else 1
     room = MEMORY_SHARE * (machine.device_memory_bytes if kind == "cuda" else machine.cpu_memory_bytes) / per_machine
-    size = LARGEST_AUTO_BATCH
-    while size > 1 and estimated_memory_bytes(config.model, size, dtype, kind) > room:
+    size, rank = LARGEST_AUTO_BATCH, config.lora.lora_rank
+    while size > 1 and estimated_memory_bytes(config.model, size, dtype, kind, rank) > room:
         size //= 2
-    return size, f"estimated {estimated_memory_bytes(config.model, size, dtype, kind) / 1e9:.1f} of {room / 1e9:.1f} GB"
+    needed = estimated_memory_bytes(config.model, size, dtype, kind, rank)
+    return size, f"estimated {needed / 1e9:.1f} of {room / 1e9:.1f} GB"
 
 
 def global_rows(train: TrainConfig, model: ModelConfig, batch_size: int) -> int:
@@ -217,14 +219,21 @@ def global_rows(train: TrainConfig, model: ModelConfig, batch_size: int) -> int:
     return batch_size * max(1, train.gradient_accumulation_steps)
 
 
-def estimated_memory_bytes(model: ModelConfig, batch_size: int, dtype: str, kind: str = "cpu") -> int:
+def estimated_memory_bytes(
+    model: ModelConfig, batch_size: int, dtype: str, kind: str = "cpu", lora_rank: int = 0
+) -> int:
     """Weights, gradients, AdamW's two moments, the activations kept for the backward pass, and the logits at one time.
 
     Activations: 34 bytes for each of C channels per token and layer in 16 bits, with a fused attention kernel, which
     keeps no T x T matrix [Korthikanti 2022, section 4.1, less the attention term]. The other terms are measured: what
     the variants of a block and the other attentions keep more. A test holds all to 0.75 to 1.3 times the measured peak.
+
+    With LoRA the gradients and moments are the adapters' alone [Hu 2021, section 4.1]; a frozen weight is its 4 bytes,
+    and in 16 bits the copy kept for the backward pass. The activations stay: gradients pass through the frozen layers.
     """
     state = 16 * parameter_count(model)
+    if lora_rank:
+        state = (4 if dtype == "fp32" else 6) * parameter_count(model) + 16 * adapter_parameter_count(model, lora_rank)
     value_bytes = 4 if dtype == "fp32" else 2
     tokens = batch_size * model.context_length
     per_channel = 17 * value_bytes + 4

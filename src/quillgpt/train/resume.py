@@ -55,9 +55,10 @@ def changed_settings(checkpoint: Checkpoint, config: RunConfig) -> dict[str, tup
 def check_changes(
     checkpoint: Checkpoint, config: RunConfig, *, data_fingerprint: str, say: Callable[[str], None]
 ) -> dict[str, tuple[Any, Any]]:
-    """Refuse changes of the model or the data, naming each; say the others, and return them."""
+    """Refuse changes of the model, its adapters or the data, naming each; say the others, and return them."""
     changes = changed_settings(checkpoint, config)
-    refused = {name: pair for name, pair in changes.items() if group_of()[name] in ("model", "data") or name == "seed"}
+    fixed = ("model", "data", "lora")
+    refused = {name: pair for name, pair in changes.items() if group_of()[name] in fixed or name == "seed"}
     refused.pop("dropout", None)
     refused = {name: pair for name, pair in refused.items() if name not in FREE_OF_BITS}
     if refused:

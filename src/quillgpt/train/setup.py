@@ -14,19 +14,22 @@ import torch
 
 from quillgpt import checkpoint, files
 from quillgpt.checkpoint import Checkpoint
-from quillgpt.config import ModelConfig, RunConfig
+from quillgpt.config import RunConfig
 from quillgpt.data.loader import BatchLoader, BatchSchedule
-from quillgpt.distributed import Ranks, from_first
+from quillgpt.distributed import Ranks, first_goes_first, from_first
 from quillgpt.errors import CheckpointError
 from quillgpt.hardware import cpu_name
 from quillgpt.model.gpt import GPT
 from quillgpt.optim import build_optimizer, load_state_tensors
+from quillgpt.pretrained.adapted import Adapter
 from quillgpt.run_dir import RUNS, RunDirectory, config_toml, cut_metrics
 from quillgpt.train.calibrate import steps_for_minutes
 from quillgpt.train.open_data import Data, open_data
 from quillgpt.train.progress import Screen
 from quillgpt.train.resolve import Choices, check_rows
 from quillgpt.train.resume import Position, check_changes, former_choices, read_position
+from quillgpt.train.starting_model import starting_model
+from quillgpt.train.starting_point import starting_point
 from quillgpt.train.update import Wrapped, wrap_or_fall_back
 
 Say = Callable[[str], None]
@@ -39,6 +42,7 @@ class Parts:
     choices: Choices
     data: Data
     model: GPT
+    adapter: Adapter | None
     optimizer: torch.optim.Optimizer
     wrapped: Wrapped
     loader: BatchLoader
@@ -63,18 +67,24 @@ def opened_run(out: str, ranks: Ranks) -> Iterator[RunDirectory]:
 def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks, screen: Screen) -> Parts:
     """Data, model, optimizer and loader: new ones, or those of the run's newest intact checkpoint."""
     say = screen.say
-    data = open_data(config, ranks, screen)
     found = checkpoint.newest_intact(run, say)
     if found is not None and config.train.fresh:
         raise CheckpointError(
             f"{run.path} already holds a run at step {found.step}; leave out --fresh, or choose --out"
         )
+    source = starting_point(config, found)
+    if source is not None and found is None:
+        say(f"starting from the weights of {source.name}")
+        with first_goes_first(ranks):  # rank 0 fetches a published model
+            source.check(dataclasses.replace(config.model, vocab_size=source.config.vocab_size))
+    data = open_data(config, source, ranks, screen)
     choices = dataclasses.replace(choices, rows=from_first(choices.rows, ranks, torch.device(choices.device)))
     position, choices = _begin(config, choices, found, data, say)
     check_rows(choices.rows, ranks)
     _check_same_start(run, position, choices, ranks)
     _set_up_torch(choices)
-    model = _model(config, choices, data, found, say)
+    shape = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
+    model, adapter = starting_model(config, shape, choices.device, source, found)
     position.steps = _steps(config, position, choices, ranks, model, data, say)
     wrapped, choices = wrap_or_fall_back(model, choices, ranks, say)
     optimizer = build_optimizer(model, config.optim)
@@ -96,6 +106,7 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
         choices=choices,
         data=data,
         model=model,
+        adapter=adapter,
         optimizer=optimizer,
         wrapped=wrapped,
         loader=loader,
@@ -128,32 +139,6 @@ def _check_same_start(run: RunDirectory, position: Position, choices: Choices, r
     if step != position.step:
         found = f"rank 0 continues from step {step}, rank {ranks.rank} from step {position.step}"
         raise CheckpointError(f"{run.path}: {found}; put --out where all nodes see the same files")
-
-
-def _model(config: RunConfig, choices: Choices, data: Data, found: Checkpoint | None, say: Say) -> GPT:
-    """The model with the checkpoint's weights, those of `init`, or new ones drawn from the seed."""
-    shape = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
-    source = found
-    if found is None and config.train.init != "scratch":
-        source = checkpoint.find(config.train.init)
-        say(f"starting from the weights of {source.path}")
-        _check_shape(shape, source)
-    torch.manual_seed(config.train.seed)
-    model = GPT(shape)
-    if source is not None:
-        checkpoint.load_weights(model, source)
-    return model.to(choices.device)
-
-
-def _check_shape(shape: ModelConfig, source: Checkpoint) -> None:
-    """Refuse weights of another shape, naming every setting that differs."""
-    theirs = dataclasses.asdict(ModelConfig(**source.manifest["model"]))
-    ours = dataclasses.asdict(shape)
-    differing = [f"{name} = {theirs[name]}" for name in ours if name != "dropout" and ours[name] != theirs[name]]
-    if differing:
-        raise CheckpointError(
-            f"{source.path} was trained with {', '.join(differing)}; give the same settings to start from it"
-        )
 
 
 def _steps(

@@ -26,7 +26,7 @@ def gaussian_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: fl
     sum alone; where every weight underflows, it leaves 0. Dropout would drop the sink: then it is written out.
     """
     if dropout:
-        return mix(_weights, query, key, value, dropout=dropout)
+        return mix(gaussian_weights, query, key, value, dropout=dropout)
     head_size, is_square = query.shape[3], query.shape[2] == key.shape[2]
     query, key, value = _channels(query, key, value)
     key, value = F.pad(key, (0, 0, 1, 0)), F.pad(value, (0, 0, 1, 0))  # the sink is before the first position
@@ -47,7 +47,7 @@ def normalized_gaussian_attention(query: Tensor, key: Tensor, value: Tensor, *, 
     query: (B, H, T, D), the last T of S positions. key, value: (B, H, S, D). Returns (B, H, T, D).
     """
     if dropout:
-        return mix(_normalized_weights, query, key, value, dropout=dropout)
+        return mix(normalized_gaussian_weights, query, key, value, dropout=dropout)
     head_size, is_square = query.shape[3], query.shape[2] == key.shape[2]
     query, key, value = _channels(query, key, value)
     mask = None if is_square else _mask(query.shape[2], key.shape[2], query)
@@ -77,11 +77,13 @@ def _scale(head_size: int) -> float:
     return 1 / math.sqrt(head_size)
 
 
-def _weights(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
+def gaussian_weights(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
+    """exp(-|q - k|^2 / (2 sqrt(D))), written out: (B, H, T, S)."""
     return _exponents(query, key, visible).exp()
 
 
-def _normalized_weights(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
+def normalized_gaussian_weights(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
+    """The same, divided by the sum of a row: (B, H, T, S)."""
     return _exponents(query, key, visible).softmax(dim=-1)
 
 

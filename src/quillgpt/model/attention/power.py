@@ -6,9 +6,9 @@ from torch import Tensor
 
 from quillgpt.model.written_out import in_full, mix
 
-POWER = 4  # in all the paper's models but one; 2 is too flat, above 8 the training oscillates, it says
-EPSILON = 1e-3  # the paper's example: the division becomes Lipschitz, and so easy to approximate by a polynomial
-SMALLEST_SCALE = 1e-6  # ours, where the paper has a letter
+POWER = 4  # that of the paper's largest model, which found 2 too flat and training unstable above 8
+EPSILON = 1e-3  # the paper's example: with it the division is Lipschitz, and so easy to approximate by a polynomial
+SMALLEST_SCALE = 1e-6  # the delta; the value is ours
 
 
 def power_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:

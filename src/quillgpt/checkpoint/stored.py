@@ -3,6 +3,8 @@
 checkpoints/step-000400/ holds manifest.json, config.toml, resolved.json, state.json, model.safetensors,
 optimizer.safetensors and tokenizer.json: safetensors and JSON only, nothing that can run code when it is read. The
 manifest has the size and SHA-256 of the others, because none of the formats notices a flipped bit by itself.
+
+A LoRA run has adapter.safetensors instead of model.safetensors; its manifest names the base, which is not copied.
 """
 
 import dataclasses
@@ -18,10 +20,13 @@ import torch
 
 from quillgpt import files
 from quillgpt.config import ModelConfig
-from quillgpt.errors import CheckpointError, ConfigError
+from quillgpt.errors import CheckpointError, ConfigError, nearest
 from quillgpt.model.gpt import GPT
+from quillgpt.model.lora import adapter_tensors
+from quillgpt.pretrained import PUBLISHED
+from quillgpt.pretrained.adapted import Adapter
 from quillgpt.run_dir import RunDirectory
-from quillgpt.tokenizer import Tokenizer, load_tokenizer
+from quillgpt.tokenizer import Tokenizer
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -33,6 +38,7 @@ MODEL, OPTIMIZER, STATE, RESOLVED, CONFIG = (
     "config.toml",
 )
 TOKENIZER = "tokenizer.json"
+ADAPTER = "adapter.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,16 @@ class Checkpoint:
     def step(self) -> int:
         """Optimizer steps done."""
         return self.manifest["step"]
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """What the adapters of a LoRA run are and belong to; None for a checkpoint of all weights."""
+        return Adapter.read(self.manifest["adapter"]) if "adapter" in self.manifest else None
+
+    @property
+    def weights_file(self) -> str:
+        """The file of what was trained: all weights, or the adapters of a LoRA run."""
+        return ADAPTER if "adapter" in self.manifest else MODEL
 
     @property
     def held_out_loss(self) -> float | None:
@@ -76,17 +92,22 @@ def save(
     tokenizer: Tokenizer,
     data_fingerprint: str,
     held_out_loss: float | None,
+    adapter: Adapter | None = None,
 ) -> Checkpoint:
-    """Write a checkpoint of the step and return it; until it is complete nothing of it is visible."""
+    """Write a checkpoint of the step and return it; until it is complete nothing of it is visible.
+
+    Of a model with adapters only these are written, and from `adapter` what they are and belong to.
+    """
     path = run.checkpoints / f"step-{step:06d}"
     if path.exists():
         files.remove_directory(path)
+    weights_file, weights = (MODEL, model_tensors(model)) if adapter is None else (ADAPTER, adapter_tensors(model))
     contents = {
         CONFIG: lambda: config_toml.encode(),
         RESOLVED: lambda: _json(resolved),
         STATE: lambda: _json(state),
         TOKENIZER: lambda: tokenizer.to_json().encode(),
-        MODEL: lambda: safetensors.torch.save(_on_cpu(model_tensors(model)), metadata={"format": "pt"}),
+        weights_file: lambda: safetensors.torch.save(_on_cpu(weights), metadata={"format": "pt"}),
         OPTIMIZER: lambda: safetensors.torch.save(_on_cpu(optimizer_state)),
     }
     with files.atomic_directory(path) as temporary:
@@ -106,6 +127,8 @@ def save(
             "torch": torch.__version__,
             "files": written,
         }
+        if adapter is not None:
+            manifest["adapter"] = adapter.entry(path)
         with files.written_file(temporary / MANIFEST) as file:
             file.write(_json(manifest))
     return Checkpoint(path=path, manifest=manifest)
@@ -132,8 +155,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a directory; a missing, torn or newer manifest is a `CheckpointError`."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        schema, _, _ = manifest["schema"], manifest["step"] + 0, manifest["files"].items()
+        schema, _ = manifest["schema"], manifest["step"] + 0
+        for name in (TOKENIZER, ADAPTER if "adapter" in manifest else MODEL):
+            _ = manifest["files"][name]["sha256"]
         ModelConfig(**manifest["model"])
+        if "adapter" in manifest:
+            Adapter.read(manifest["adapter"])
     except OSError as error:
         raise CheckpointError(f"{path}: no checkpoint: {MANIFEST}: {error.strerror}") from None
     except (ConfigError, ValueError, TypeError, KeyError, AttributeError):
@@ -145,9 +172,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, manifest=manifest)
 
 
-def verify(checkpoint: Checkpoint) -> None:
-    """Compare every file with the manifest; the first that is missing, short or changed is a `CheckpointError`."""
-    for name, expected in checkpoint.manifest["files"].items():
+def verify(checkpoint: Checkpoint, *, model_only: bool = False) -> None:
+    """Compare every file with the manifest; the first that is missing, short or changed is a `CheckpointError`.
+
+    With `model_only` only what makes a model, its weights and its tokenizer, is read and has to be intact.
+    """
+    names = (checkpoint.weights_file, TOKENIZER) if model_only else checkpoint.manifest["files"]
+    for name in names:
+        expected = checkpoint.manifest["files"][name]
         path = checkpoint.path / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
@@ -187,56 +219,31 @@ def prune(run: RunDirectory, *, keep_last: int) -> None:
             files.remove_directory(checkpoint.path)
 
 
-def find(where: str | Path) -> Checkpoint:
-    """The intact checkpoint a user means: that directory, or a run's best (its newest where none was evaluated)."""
+def find(where: str | Path, *, model_only: bool = False) -> Checkpoint:
+    """The intact checkpoint a user means: that directory, or a run's best (its newest where none was evaluated).
+
+    `model_only` is as in `verify`.
+    """
     path = Path(where)
     if (path / MANIFEST).is_file():
         checkpoint = read_checkpoint(path)
-        verify(checkpoint)
+        verify(checkpoint, model_only=model_only)
         return checkpoint
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such run or checkpoint directory; runs are under runs/")
+        known = f"runs are under runs/, published models are {', '.join(PUBLISHED)}"
+        raise CheckpointError(f"{path}: no such run or checkpoint directory{nearest(str(where), PUBLISHED)}; {known}")
     checkpoints = committed(RunDirectory(path))
     damage = ""
     while checkpoints:
         chosen = best(checkpoints) or checkpoints[-1]
         try:
-            verify(chosen)
+            verify(chosen, model_only=model_only)
         except CheckpointError as error:
             damage = f" ({error})"
             checkpoints.remove(chosen)
             continue
         return chosen
     raise CheckpointError(f"{path}: no intact checkpoint in it{damage}; `quill train` makes one")
-
-
-def load_model(where: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:
-    """The model, in evaluation mode, and the tokenizer of a run or checkpoint directory.
-
-    For example:
-        model, tokenizer = quillgpt.load_model("runs/python")
-        tokens = torch.tensor([tokenizer.encode("def main")])
-        with torch.no_grad():
-            logits = model(tokens)[0, -1]  # of the token behind the text
-        for token in logits.topk(3).indices.tolist():
-            print(repr(tokenizer.decode([token])))
-    """
-    checkpoint = find(where)
-    model = GPT(ModelConfig(**checkpoint.manifest["model"])).to(device)
-    load_weights(model, checkpoint)
-    return model.eval(), load_tokenizer(checkpoint.path / TOKENIZER)
-
-
-def load_weights(model: GPT, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into a model of the same shape."""
-    expected = model_tensors(model)
-    tensors = checkpoint.tensors(MODEL)
-    for name in expected.keys() | tensors.keys():
-        if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
-            raise CheckpointError(f"{checkpoint.path}: {name} does not fit the model; it was made with other settings")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            expected[name].copy_(tensor)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -1,0 +1,48 @@
+"""Checkpoints: how they are written and found (`stored.py`), and how a model is opened (`opened.py`)."""
+
+from quillgpt.checkpoint.opened import as_source, base_of, load_model, open_model
+from quillgpt.checkpoint.stored import (
+    ADAPTER,
+    CONFIG,
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    RESOLVED,
+    STATE,
+    TOKENIZER,
+    Checkpoint,
+    best,
+    committed,
+    find,
+    model_tensors,
+    newest_intact,
+    prune,
+    read_checkpoint,
+    save,
+    verify,
+)
+
+__all__ = [
+    "ADAPTER",
+    "CONFIG",
+    "MANIFEST",
+    "MODEL",
+    "OPTIMIZER",
+    "RESOLVED",
+    "STATE",
+    "TOKENIZER",
+    "Checkpoint",
+    "as_source",
+    "base_of",
+    "best",
+    "committed",
+    "find",
+    "load_model",
+    "model_tensors",
+    "newest_intact",
+    "open_model",
+    "prune",
+    "read_checkpoint",
+    "save",
+    "verify",
+]
