@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 import quillgpt
 from quillgpt.config import RunConfig
@@ -32,3 +33,23 @@ def test_the_demo_trains_with_every_attention(attention: str, small_run: RunConf
     assert all(math.isfinite(line["loss"]) and line["gradient_norm"] > 0 for line in lines)
     assert all(("weight_sum_max" in line or "kernel_x_max" in line) == is_watched(attention) for line in lines)
     assert quillgpt.load_model(outcome.run)[0].config.attention == attention
+
+
+def test_with_qk_norm_the_normalized_gaussian_is_softmax_again() -> None:
+    """So the recipe gaussian-normalized-python has none, and neither has the comparison of the whole menu."""
+    tokens = torch.arange(32)[None]
+    logits = {}
+    for attention in ("softmax", "gaussian-normalized"):
+        for qk_norm in (True, False):
+            torch.manual_seed(1)
+            shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "context_length": 32, "vocab_size": 67}
+            model = quillgpt.GPT(quillgpt.ModelConfig(attention=attention, qk_norm=qk_norm, **shape)).double()
+            with torch.no_grad():
+                for block in model.blocks:
+                    block.attention.qkv.weight.mul_(20.0)
+            logits[attention, qk_norm] = model(tokens)
+    distance = {
+        qk_norm: (logits["softmax", qk_norm] - logits["gaussian-normalized", qk_norm]).abs().max().item()
+        for qk_norm in (True, False)
+    }
+    assert distance[True] < 1e-5 < 1e-3 < distance[False]

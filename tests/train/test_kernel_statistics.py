@@ -1,5 +1,6 @@
 """What a run tells of the range its attention works in: right numbers, a warning in time, and no trace in the run."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -355,6 +356,8 @@ def test_a_long_sequence_is_looked_at_in_its_first_part(monkeypatch: pytest.Monk
     assert monitor_of(model).look(tokens(), 1) == short
 
 
+PATIENCE_SECONDS = 180  # for what takes 7 on an idle machine
+
 TWO_RANKS = """
 import os, sys
 from pathlib import Path
@@ -371,6 +374,17 @@ train(updated(config, {"out": sys.argv[2] + "/unwatched"}, where="test"))
 """
 
 
+@contextlib.contextmanager
+def ended_with_the_block(command: list[str], variables: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    """A process with these variables besides, and one thread."""
+    variables = {**os.environ, **variables, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_two_ranks_that_are_looked_at_are_the_same_run_to_the_bit(small_run: RunConfig, tmp_path: Path) -> None:
     config = changed(small_run, attention="gaussian-poly-4", steps=4, dropout=0.1, save_every=0, eval_every=0)
     (tmp_path / "recipe.toml").write_text(config_toml(config))
@@ -380,16 +394,12 @@ def test_two_ranks_that_are_looked_at_are_the_same_run_to_the_bit(small_run: Run
         ports = [str(listener.getsockname()[1]) for listener in (first, second)]
     command = [sys.executable, "-c", TWO_RANKS, str(tmp_path / "recipe.toml"), str(tmp_path), ports[1]]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[0]}
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=90)[1] for process in processes]
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(ended_with_the_block(command, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
+            for rank in range(2)
+        ]
+        errors = [process.communicate(timeout=PATIENCE_SECONDS)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     watched, unwatched = (changed(config, out=str(tmp_path / name)) for name in ("watched", "unwatched"))
     assert trace_of(watched)[0] == trace_of(unwatched)[0]
