@@ -172,6 +172,16 @@ def test_a_tensor_that_is_not_the_weight_is_refused(
         check_tensors(path, weights)
 
 
+def test_a_wrong_scale_is_refused_although_the_logits_would_pass(
+    random_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = gguf.quantize
+    monkeypatch.setattr(gguf, "quantize", lambda numbers, kind: right(numbers * np.float32(1.01), kind))
+    with pytest.raises(ExportError, match="further from the weight than"):
+        export(str(random_run()), "gguf", out=str(tmp_path / "out"), dtype="q8_0")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_keys_are_llama_cpps(
     dtype: str, random_model: Callable[..., GPT], bpe_tokenizer: Tokenizer, tmp_path: Path
