@@ -39,6 +39,9 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "minutes": st.floats(0, 1e6),
     "threads": st.integers(0, 1024),
     "dist_timeout_seconds": st.integers(1, 10**6),
+    "lora_rank": st.integers(0, 1 << 20),
+    "lora_alpha": st.floats(0, 1e6, exclude_min=True),
+    "pointwise_length_power": st.floats(0, 2),
 }
 APART = {"n_head", "n_embd", "context_length", "position", "batch_tokens", "gradient_accumulation_steps"}
 BY_TYPE: dict[type, st.SearchStrategy[Any]] = {
@@ -65,6 +68,8 @@ def configs(draw: st.DrawFn) -> RunConfig:
         values["batch_tokens"] = values["context_length"] * draw(st.integers(1, 1000))
     else:
         values["gradient_accumulation_steps"] = draw(st.integers(1, 1000))
+    if values["lora_rank"] and values["init"] == "scratch":
+        values["lora_rank"] = 0
     return updated(RunConfig(), values, where="test")
 
 
