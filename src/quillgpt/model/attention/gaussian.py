@@ -50,10 +50,11 @@ def normalized_gaussian_attention(query: Tensor, key: Tensor, value: Tensor, *, 
         return mix(normalized_gaussian_weights, query, key, value, dropout=dropout)
     head_size, is_square = query.shape[3], query.shape[2] == key.shape[2]
     query, key, value = _channels(query, key, value)
-    mask = None if is_square else _mask(query.shape[2], key.shape[2], query)
-    mixed = scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=is_square, scale=_scale(head_size)
-    )
+    if is_square:
+        mixed = scaled_dot_product_attention(query, key, value, is_causal=True, scale=_scale(head_size))
+    else:
+        mask = _mask(query.shape[2], key.shape[2], query)
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=_scale(head_size))
     return mixed[..., :head_size]
 
 
