@@ -189,6 +189,13 @@ def test_a_name_that_does_not_exist_is_refused_with_what_does(name: str, words: 
 
 
 @every_attention
+def test_shapes_can_be_asked_for_without_memory(name: str) -> None:
+    heads = [torch.empty(1, 2, 300, 8, device="meta") for _ in range(3)]
+
+    assert find_attention(name)(*heads, dropout=0.0).shape == (1, 2, 300, 8)
+
+
+@every_attention
 def test_zeros_and_large_numbers_are_no_nan(name: str) -> None:
     for scale in (0.0, 30.0):
         heads = random_heads(7, 7, 4, scale)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from quillgpt.model.attention import find_attention
 from quillgpt.model.squared_distance import NORM_CHANNELS, with_norms
+from quillgpt.model.written_out import mix
 
 gaussian_module = import_module("quillgpt.model.attention.gaussian")
 both_forms = pytest.mark.parametrize("name", ["gaussian", "gaussian-normalized"])
@@ -59,15 +61,23 @@ def test_the_error_in_fp32_is_that_of_the_exponent(name: str, scale: float, offs
         assert max(relative_error(our, right) for our, right in zip(ours, exact, strict=True)) < allowed
 
 
+WRITTEN_OUT = {
+    "gaussian": partial(mix, gaussian_module.gaussian_weights, dropout=0.0),
+    "gaussian-normalized": partial(mix, gaussian_module.normalized_gaussian_weights, dropout=0.0),
+}
+
+
 @both_forms
 @pytest.mark.parametrize("scale", [0.1, INITIAL, 1.0, 2.0])
 @pytest.mark.parametrize("is_autocast", [False, True], ids=["bf16", "autocast"])
-def test_the_error_in_bf16_is_that_of_its_results(name: str, scale: float, is_autocast: bool) -> None:
+@pytest.mark.parametrize("is_fused", [True, False], ids=["fused", "written out"])
+def test_the_error_in_bf16_is_that_of_its_results(name: str, scale: float, is_autocast: bool, is_fused: bool) -> None:
+    attend = partial(find_attention(name), dropout=0.0) if is_fused else WRITTEN_OUT[name]
     heads = [part.bfloat16() for part in normal_heads(scale)]
     given = [part.float() for part in heads] if is_autocast else heads
 
     with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
-        ours = value_and_gradients(lambda *parts: find_attention(name)(*parts, dropout=0.0), *given)
+        ours = value_and_gradients(attend, *given)
     exact = value_and_gradients(lambda *parts: by_differences(name, *parts), *(part.double() for part in heads))
 
     assert ours[0].dtype == torch.bfloat16
@@ -139,7 +149,7 @@ def test_the_fused_kernel_is_taken_unless_something_is_dropped(
     kernel, called = gaussian_module.scaled_dot_product_attention, []
 
     def watched(*heads: Tensor, **settings: object) -> Tensor:
-        called.append({part.shape[3] % gaussian_module.CHANNEL_MULTIPLE for part in heads})
+        called.append({part.shape[3] % 8 for part in heads})
         return kernel(*heads, **settings)
 
     monkeypatch.setattr(gaussian_module, "scaled_dot_product_attention", watched)

@@ -8,7 +8,7 @@ bf16 keeps: in one channel alone it would change a weight by 0.8 % at GPT-2's in
 import torch
 from torch import Tensor
 
-from quillgpt.model.written_out import in_full
+from quillgpt.model.written_out import in_full, is_autocast
 
 NORM_CHANNELS = 4  # two for the query's norm, two for the key's
 
@@ -28,9 +28,8 @@ def negative_half_distances(query: Tensor, key: Tensor) -> Tensor:
 
     Not in bf16 under autocast either: the product would keep 8 digits of numbers near 20, which an exponential follows.
     """
-    device = query.device.type
-    if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
+    if is_autocast(query):
+        with torch.autocast(query.device.type, enabled=False):
             return negative_half_distances(query, key)
     query, key = with_norms(in_full(query), in_full(key))
     return query @ key.transpose(-2, -1)

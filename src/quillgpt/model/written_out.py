@@ -54,6 +54,11 @@ def in_full(scores: Tensor) -> Tensor:
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """In what a product of x is computed here: its own dtype, unless autocast has another."""
+    is_cast = is_autocast(x) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(x.device.type) if is_cast else x.dtype
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast is on where x is; there are devices that do not know it, such as meta."""
     device = x.device.type
-    is_cast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if is_cast else x.dtype
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
