@@ -175,6 +175,13 @@ def test_another_folder_of_that_name_is_not_in_the_way(tmp_path: Path, monkeypat
     assert open_model("gpt2").config == SIZES["gpt2"]
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "config.toml"])
+def test_a_part_of_a_model_is_told_that_the_directory_is_wanted(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=f"{name}: a part of a model; name the directory that holds it"):
+        open_model(tmp_path / name)
+
+
 def test_a_name_that_is_nothing_is_told_the_published_names_and_the_runs(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing: no such run.*gpt2, gpt2-medium, gpt2-large, gpt2-xl"):
         open_model("nothing")

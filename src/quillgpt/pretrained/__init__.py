@@ -6,7 +6,7 @@ in `SIZES`; it must be a GPT-2 in Hugging Face's format.
 
 from pathlib import Path
 
-from quillgpt.errors import ConfigError
+from quillgpt.errors import CheckpointError, ConfigError
 from quillgpt.pretrained.hub import PUBLISHED, open_published
 from quillgpt.pretrained.hugging_face import CONFIG, open_hugging_face
 from quillgpt.pretrained.nanogpt import CKPT, open_nanogpt
@@ -27,16 +27,18 @@ def open_foreign(where: str | Path) -> Source | None:
     by_repository = {published.repository: name for name, published in PUBLISHED.items()}
     if name in by_repository:
         return open_published(by_repository[name])
-    holds_ours = any((path / inside).exists() for inside in OURS)
-    is_model = path.is_file() or holds_ours or (path / CONFIG).is_file() or (path / CKPT).is_file()
     if name in PUBLISHED:
-        if is_model:
+        if path.is_file() or any((path / inside).exists() for inside in (*OURS, CONFIG, CKPT)):
             remedy = f"write ./{name} for it, or {PUBLISHED[name].repository} for OpenAI's weights"
             raise ConfigError(f"{name} is a published model and also something in this directory; {remedy}")
         return open_published(name)
-    if holds_ours or not is_model:
+    if (path / "manifest.json").is_file():
         return None
-    return open_hugging_face(path) if (path / CONFIG).is_file() else open_nanogpt(path)
+    if (path / CONFIG).is_file():
+        return open_hugging_face(path)
+    if path.is_file() and path.suffix in (".safetensors", ".json", ".toml"):
+        raise CheckpointError(f"{path}: a part of a model; name the directory that holds it")
+    return open_nanogpt(path) if path.is_file() or (path / CKPT).is_file() else None
 
 
 __all__ = ["PUBLISHED", "Source", "open_foreign"]

@@ -119,7 +119,7 @@ def _weights(name: str, published: Published) -> Weights:
     expected = published.sha256 or _hash_in_name(path)
     if expected and files.file_sha256(path) != expected:
         raise CheckpointError(f"{path}: damaged: not the content that was published; delete it, it is fetched again")
-    return hugging_face_weights(directory, config)
+    return hugging_face_weights(directory)
 
 
 def _hash_in_name(path: Path) -> str:

@@ -36,7 +36,7 @@ def open_hugging_face(directory: Path, *, name: str = "") -> Source:
         config=config,
         tokenizer_name=tokenizer_name,
         known_tokenizer_fingerprint=known_fingerprint(tokenizer_name),
-        open_weights=lambda: hugging_face_weights(directory, config),
+        open_weights=lambda: hugging_face_weights(directory),
         open_tokenizer=lambda: open_tokenizer(directory, config, tokenizer_name),
     )
 
@@ -94,11 +94,11 @@ def _is(key: str, theirs: Mapping[str, Any], expected: Any) -> tuple[str, Any, b
     return key, got, got == expected, repr(expected)
 
 
-def hugging_face_weights(directory: Path, config: ModelConfig) -> Weights:
+def hugging_face_weights(directory: Path) -> Weights:
     """The tensors of a directory under Hugging Face's names, with or without the prefix and the masks of old files."""
     stored = _stored(directory)
     prefix = PREFIX if any(name.startswith(PREFIX) for name in stored.shapes) else ""
-    return Weights(stored=stored, place=_place(prefix), ignored=_ignored(config))
+    return Weights(stored=stored, place=_place(prefix), ignored=is_ignored)
 
 
 def _stored(directory: Path) -> StoredTensors:
@@ -134,11 +134,9 @@ def _place(prefix: str) -> Callable[[str], tuple[str, bool]]:
     return place
 
 
-def _ignored(config: ModelConfig) -> Callable[[str], bool]:
-    def ignored(name: str) -> bool:
-        return name.endswith(MASKS) or (config.tied_head and name == "lm_head.weight")
-
-    return ignored
+def is_ignored(name: str) -> bool:
+    """Whether a tensor may be there that is no weight of ours: a mask, or the head written out though it is tied."""
+    return name.endswith(MASKS) or name == "lm_head.weight"
 
 
 def tokenizer_of(directory: Path, config: ModelConfig) -> str:

@@ -11,7 +11,13 @@ from typing import Any
 from quillgpt.config import ModelConfig
 from quillgpt.errors import CheckpointError, ConfigError, DataError
 from quillgpt.pretrained.gpt2_names import to_hugging_face
-from quillgpt.pretrained.hugging_face import GPT2_VOCABULARY, MASKS, known_fingerprint, open_tokenizer, tokenizer_of
+from quillgpt.pretrained.hugging_face import (
+    GPT2_VOCABULARY,
+    is_ignored,
+    known_fingerprint,
+    open_tokenizer,
+    tokenizer_of,
+)
 from quillgpt.pretrained.source import Source, Weights
 from quillgpt.pretrained.torch_files import TorchTensors, read_torch_file, tensors_in
 from quillgpt.tokenizer import Tokenizer
@@ -36,7 +42,7 @@ def open_nanogpt(path: Path) -> Source:
         config=config,
         tokenizer_name=tokenizer_name,
         known_tokenizer_fingerprint=known_fingerprint(tokenizer_name),
-        open_weights=lambda: Weights(stored=TorchTensors(tensors, path), place=_place, ignored=_is_ignored),
+        open_weights=lambda: Weights(stored=TorchTensors(tensors, path), place=_place, ignored=is_ignored),
         open_tokenizer=lambda: _tokenizer(path, config, tokenizer_name),
     )
 
@@ -64,10 +70,6 @@ def config_from_nanogpt(arguments: Any, *, where: str) -> ModelConfig:
 
 def _place(name: str) -> tuple[str, bool]:
     return to_hugging_face(name)[0], False
-
-
-def _is_ignored(name: str) -> bool:
-    return name.endswith(MASKS) or name == "lm_head.weight"  # tied
 
 
 def _tokenizer(path: Path, config: ModelConfig, tokenizer_name: str) -> Tokenizer:
