@@ -219,6 +219,18 @@ def test_data_is_prepared_once_for_all_checkpoints_with_one_tokenizer(fine: RunC
     assert manifest["tokenizer"]["name"] == "byte"
 
 
+def test_text_that_is_prepared_for_the_recipe_is_not_prepared_again(small_run: RunConfig, here: Path) -> None:
+    Path("text.txt").write_text("to be or not to be\n" * 2000)
+    settings = {"data": "auto", "path": "text.txt", "tokenizer": "bpe", "vocab_size": 260, "eval_tokens": 100, **STILL}
+    first = changed(small_run, **settings, out="runs/bpe")
+    train(first)
+    second = changed(first, init="runs/bpe", out="runs/tuned")
+    train(second)
+    shutil.rmtree("runs/bpe")
+    train(changed(second, steps=2))
+    assert [path.name[:12] for path in Path("data").iterdir()] == ["text-bpe260-"]
+
+
 # LoRA
 
 

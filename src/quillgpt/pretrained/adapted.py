@@ -77,7 +77,7 @@ def find_base(base: Base, checkpoint: Path, open_model: Callable[[str], Source])
             source = open_model(place)
             found = source.fingerprint
         except QuillError as error:
-            reasons.append(str(error))
+            reasons.append(str(error).partition(";")[0])
             continue
         if found == base.weights:
             return source

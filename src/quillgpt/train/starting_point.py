@@ -8,8 +8,8 @@ from typing import Any
 from quillgpt.checkpoint import Checkpoint, as_source, committed, open_model
 from quillgpt.config import DataConfig, RunConfig, updated
 from quillgpt.data.directory import data_directory
-from quillgpt.data.manifest import MANIFEST
-from quillgpt.errors import ConfigError
+from quillgpt.data.manifest import read_manifest
+from quillgpt.errors import ConfigError, DataError
 from quillgpt.pretrained.source import NOT_OF_THE_WEIGHTS, Source
 from quillgpt.run_dir import RunDirectory
 from quillgpt.tokenizer import TOKENIZERS, load_tokenizer
@@ -81,14 +81,26 @@ def _told(name: str, value: Any) -> str:
 
 
 def data_settings(config: RunConfig, source: Source | None) -> DataConfig:
-    """The data settings, with the tokenizer of the model to start from; its data may be there already under `gpt2`."""
+    """The data settings, with the tokenizer of the model to start from.
+
+    Where the text is prepared already under the name of the recipe's tokenizer or of a ready-made one, and that is the
+    model's, it is not prepared again.
+    """
     if source is None:
         return config.data
     if not source.tokenizer_name:
         source.open_tokenizer()  # tells what is missing
-    own = dataclasses.replace(config.data, tokenizer=source.tokenizer_name)
-    if source.tokenizer_fingerprint != GPT2_FINGERPRINT:
-        return own
-    by_name = dataclasses.replace(config.data, tokenizer="gpt2")
-    is_prepared = (data_directory(by_name, config.model.vocab_size) / MANIFEST).is_file()
-    return by_name if is_prepared else own
+    for name in dict.fromkeys([config.data.tokenizer, *TOKENIZERS]) if config.data.data == "auto" else ():
+        by_name = dataclasses.replace(config.data, tokenizer=name)
+        if name in TOKENIZERS and _was_made_with(by_name, config.model.vocab_size, source):
+            return by_name
+    return dataclasses.replace(config.data, tokenizer=source.tokenizer_name)
+
+
+def _was_made_with(settings: DataConfig, vocab_size: int, source: Source) -> bool:
+    """Whether data of these settings lies prepared, cut by the source's tokenizer."""
+    try:
+        manifest = read_manifest(data_directory(settings, vocab_size))
+    except DataError:  # none, not complete or damaged
+        return False
+    return manifest.tokenizer["fingerprint"] == source.tokenizer_fingerprint
