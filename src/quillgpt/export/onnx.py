@@ -76,9 +76,11 @@ def traced(model: GPT) -> Any:
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error).splitlines()[0]
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
         setting = f"attention = {model.config.attention!r}"
-        raise ConfigError(f"onnx: torch cannot write this model with {setting}: {reason}") from error
+        raise ConfigError(f"onnx: torch cannot write a model with {setting}: {str(cause).splitlines()[0]}") from error
 
 
 def move_weights(values: list[Any], path: Path) -> None:
