@@ -27,7 +27,7 @@ def mix(weigh: Weigh, query: Tensor, key: Tensor, value: Tensor, *, dropout: flo
     are computed anew in the backward pass: memory does not grow with T x S, and half of the pairs are never computed.
     """
     new, total = query.shape[2], key.shape[2]
-    if new <= BLOCK_QUERIES:
+    if torch.compiler.is_exporting() or new <= BLOCK_QUERIES:  # a comparison would bind the graph
         return mix_at_once(weigh, query, key, value, dropout)
     blocks = []
     for start in range(0, new, BLOCK_QUERIES):
