@@ -10,6 +10,7 @@ import torch
 from numpy.polynomial import Chebyshev
 from torch import Tensor
 
+from quillgpt.cli.encrypt_check import reach
 from quillgpt.config import ModelConfig
 from quillgpt.encryption.measure import measured
 from quillgpt.encryption.survey import Survey, survey
@@ -147,3 +148,16 @@ def test_damaged_weights_are_refused() -> None:
         model.token_embedding.weight[1, 0] = math.nan
     with pytest.raises(NonFiniteError, match="not finite"):
         survey(model, TOKENS)
+
+
+def test_how_far_the_levels_last_is_said() -> None:
+    found = survey_of(attention="gaussian-poly-2", mlp="square")
+    first = found.parts[0].depth
+    sentences = {
+        found.depth: "the whole model fits without bootstrapping",
+        found.depth - 1: "levels last up to 'norm: layernorm' in what follows the layers",
+        first: f"{first} levels last up to 'norm: layernorm' in layer 0; what follows needs bootstrapping",
+        first - 1: "levels last up to the input",
+    }
+    for levels, words in sentences.items():
+        assert words in reach(dataclasses.replace(found, levels=levels))
