@@ -66,14 +66,18 @@ def _is_kept(name: str, ours: Any, theirs: Any, origin: str) -> bool:
 
 def _check_tokenizer(asked: str, source: Source) -> None:
     """Refuse a tokenizer that is asked for and not the source's, which the weights know alone."""
-    learns = asked in TOKENIZERS and TOKENIZERS[asked].learns
-    if asked == source.tokenizer_name or (
-        not learns and load_tokenizer(asked).fingerprint == source.tokenizer_fingerprint
-    ):
+    if asked == source.tokenizer_name or _fingerprint_of(asked) == source.tokenizer_fingerprint:
         return
     is_gpt2 = source.tokenizer_fingerprint == GPT2_FINGERPRINT  # whose vocabulary need not be at hand
     kept = f"a run that starts from {source.name} keeps its tokenizer, {'gpt2' if is_gpt2 else source.tokenizer().name}"
     raise ConfigError(f"{_told('tokenizer', asked)}: {kept}; leave it out")
+
+
+def _fingerprint_of(tokenizer: str) -> str | None:
+    """The fingerprint of a tokenizer's name or path; None for one that learns, and so has no vocabulary yet."""
+    if tokenizer in TOKENIZERS and TOKENIZERS[tokenizer].learns:
+        return None
+    return GPT2_FINGERPRINT if tokenizer == "gpt2" else load_tokenizer(tokenizer).fingerprint
 
 
 def _told(name: str, value: Any) -> str:
