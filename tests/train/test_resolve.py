@@ -113,6 +113,15 @@ def test_a_device_that_is_not_there_is_refused(machine: Machine, ranks: Ranks, a
     assert words in refusal(machine, ranks, device=asked)
 
 
+# Menus
+
+
+@pytest.mark.parametrize("setting", ["attention", "mlp", "norm", "position"])
+def test_a_variant_that_does_not_exist_is_refused_before_anything_is_made(setting: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{setting} = 'fancy' does not exist"):
+        chosen(PLAIN, model=replace(TINY, **{setting: "fancy"}))
+
+
 # Between ranks
 
 
