@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 """Of the largest output. bf16, in which models run, rounds by up to 2^-9 = 2e-3, so such a difference does not show;
-and the noise of encryption is near 1e-7, so that a mistake stands far above it."""
+and the noise of encryption was at most 5e-6 in what was tried, so that a mistake stands far above it."""
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps in the sun. "
 SURVEY_TOKENS = 256
