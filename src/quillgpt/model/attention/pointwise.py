@@ -41,7 +41,7 @@ def pointwise_attention(
     activation: Callable[[Tensor], Tensor],
     length_power: float = 1.0,
 ) -> Tensor:
-    """Sum of activation(q k / sqrt(D)) / L^length_power v, L the number of positions a query sees [Wortsman 2023, 3].
+    """Sum of activation(q k / sqrt(D)) / L^length_power v, L the number of positions a query sees [Wortsman 2023].
 
     query: (B, H, T, D), the last T of S positions. key, value: (B, H, S, D). Returns (B, H, T, D).
     """

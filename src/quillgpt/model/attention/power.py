@@ -6,13 +6,13 @@ from torch import Tensor
 
 from quillgpt.model.written_out import in_full, mix
 
-POWER = 4  # that of the paper's largest model, which found 2 too flat and training unstable above 8
-EPSILON = 1e-3  # the paper's example: with it the division is Lipschitz, and so easy to approximate by a polynomial
+POWER = 4  # as a slide deck of the authors tells of their largest model; the paper itself was not at hand
+EPSILON = 1e-3  # the deck's example: with it the division is Lipschitz, easier to approximate by a polynomial
 SMALLEST_SCALE = 1e-6  # the delta; the value is ours
 
 
 def power_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
-    """Sum of y^p / (epsilon + sum of y^p) v, with y = x / (max |x| + delta) and x = q k / sqrt(D) [Zimerman 2024, 4].
+    """Sum of y^p / (epsilon + sum of y^p) v, with y = x / (max |x| + delta) and x = q k / sqrt(D) [Zimerman 2024].
 
     query: (B, H, T, D), the last T of S positions. key, value: (B, H, S, D). Returns (B, H, T, D).
     """
