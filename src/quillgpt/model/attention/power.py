@@ -6,7 +6,7 @@ from torch import Tensor
 
 from quillgpt.model.written_out import in_full, mix
 
-POWER = 4  # as a slide deck of the authors tells of their largest model; the paper itself was not at hand
+POWER = 4  # as a public slide deck tells of the paper's largest model; the paper was not at hand
 EPSILON = 1e-3  # the deck's example: with it the division is Lipschitz, easier to approximate by a polynomial
 SMALLEST_SCALE = 1e-6  # the delta; the value is ours
 
