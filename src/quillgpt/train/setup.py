@@ -20,6 +20,7 @@ from quillgpt.distributed import Ranks, first_goes_first, from_first
 from quillgpt.errors import CheckpointError
 from quillgpt.hardware import cpu_name
 from quillgpt.model.gpt import GPT
+from quillgpt.model.sizes import parameter_count
 from quillgpt.optim import build_optimizer, load_state_tensors
 from quillgpt.pretrained.adapted import Adapter
 from quillgpt.run_dir import RUNS, RunDirectory, config_toml, cut_metrics
@@ -101,7 +102,7 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
         data.train, context_length=config.model.context_length, schedule=schedule, seed=config.train.seed
     )
     if ranks.is_first:
-        _write_records(run, config, choices, position)
+        _write_records(run, config, choices, position, data, model)
     return Parts(
         choices=choices,
         data=data,
@@ -165,7 +166,9 @@ def _set_up_torch(choices: Choices) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore
 
 
-def _write_records(run: RunDirectory, config: RunConfig, choices: Choices, position: Position) -> None:
+def _write_records(
+    run: RunDirectory, config: RunConfig, choices: Choices, position: Position, data: Data, model: GPT
+) -> None:
     """config.toml and environment.json, and the metrics cut back to the step the run continues from."""
     files.write_text(run.config, config_toml(config))
     files.write_json(
@@ -179,6 +182,18 @@ def _write_records(run: RunDirectory, config: RunConfig, choices: Choices, posit
             "system": platform.platform(),
             "processor": cpu_name(),
             "choices": dataclasses.asdict(choices),
+            "parameters": parameter_count(model.config),
+            "steps": position.steps,
+            "data": {
+                "directory": str(data.directory),
+                "fingerprint": data.train.fingerprint,
+                "source": data.train.source,
+                "licence": data.train.licence,
+                "tokenizer": data.tokenizer.name,
+                "vocab_size": data.tokenizer.vocab_size,
+                "train_tokens": data.train.token_count,
+                "held_out_tokens": data.held_out.target_count,
+            },
         },
     )
     if run.metrics.exists():
