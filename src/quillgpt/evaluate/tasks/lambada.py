@@ -47,6 +47,7 @@ LAMBADA = Task(
         sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
         bytes=1_819_752,
     ),
+    paths=(FILE,),
     items=5_153,
     records=records,
     item=item,

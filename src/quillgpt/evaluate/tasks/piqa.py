@@ -46,6 +46,7 @@ PIQA = Task(
         sha256="54d32a04f59a7e354396f321723c8d7ec35cc6b08506563d8d1ffcc15ce98ddd",
         bytes=1_824_009,
     ),
+    paths=(FILE, LABELS),
     items=1_838,
     records=records,
     item=item,

@@ -47,6 +47,7 @@ WINOGRANDE = Task(
         sha256="3619ab104d8be2977b25c90ff420cb42d491707dcc75362a1e5d22bc082b7318",
         bytes=3_395_492,
     ),
+    paths=(FILE,),
     items=1_267,
     records=records,
     item=item,
