@@ -54,6 +54,12 @@ LAMBADA = Task(
     encode=encode_joined,
     measure=guessed,
     metrics=("accuracy", "perplexity"),
-    published={},
+    published={
+        "gpt2": {
+            "accuracy": (0.3256, "lm-evaluation-harness issue 2159"),
+            "perplexity": (40.0554, "lm-evaluation-harness issue 2159"),
+        },
+        "gpt2-xl": {"accuracy": (0.5121, "gpt-neo README"), "perplexity": (10.634, "gpt-neo README")},
+    },
     harness_name="lambada_openai",
 )

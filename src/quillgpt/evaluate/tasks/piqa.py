@@ -53,6 +53,9 @@ PIQA = Task(
     encode=encode_joined,
     measure=chosen_by_character,
     metrics=NORMALIZED,
-    published={},
+    published={
+        "gpt2": {"accuracy": (0.6289, "model card of crumb/gpt2023")},
+        "gpt2-xl": {"accuracy": (0.7078, "gpt-neo README")},
+    },
     harness_name="piqa",
 )

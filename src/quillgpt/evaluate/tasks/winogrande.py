@@ -54,6 +54,9 @@ WINOGRANDE = Task(
     encode=encode_joined,
     measure=chosen,
     metrics=PLAIN,
-    published={},
+    published={
+        "gpt2": {"accuracy": (0.5161, "model card of crumb/gpt2023")},
+        "gpt2-xl": {"accuracy": (0.5940, "gpt-neo README")},
+    },
     harness_name="winogrande",
 )
