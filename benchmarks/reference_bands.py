@@ -1,4 +1,4 @@
-"""The reference band of a recipe: where the loss of a healthy run of it lies, from runs that differ in their seed alone.
+"""The reference band of a recipe: where the loss of a healthy run lies, from runs that differ in their seed alone.
 
     python benchmarks/reference_bands.py debug                   # 8 seeds, at most 45 seconds each, two at a time
     python benchmarks/reference_bands.py all                     # every recipe that ships a band, one after the other

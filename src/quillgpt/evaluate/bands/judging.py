@@ -24,6 +24,10 @@ class Point:
         """Nats above (+) or below (-) the interval; 0 inside."""
         return self.loss - min(max(self.loss, self.low), self.high)
 
+    def told(self) -> str:
+        """The numbers in words."""
+        return f"smoothed loss {self.loss:.3f} at step {self.step:,}; the band is {self.low:.3f} to {self.high:.3f}"
+
 
 @dataclass(kw_only=True)
 class Judge:
@@ -102,7 +106,9 @@ class Judge:
             return self.ended
         last = self.points[-1]
         if not last.excess:
-            return f"ended inside the reference band (step {last.step:,})" if self.ended else "inside the reference band"
+            return (
+                f"ended inside the reference band (step {last.step:,})" if self.ended else "inside the reference band"
+            )
         where = "above" if last.excess > 0 else "below"
         return f"{abs(last.excess):.2f} {where} the reference band since step {self.since:,}"
 
