@@ -1,0 +1,216 @@
+"""The model that is evaluated: opened and named, not loaded yet, with the data it was trained on and its records."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quillgpt.checkpoint import CONFIG, RESOLVED, STATE, Checkpoint, as_source, committed, find, open_model
+from quillgpt.config import DataConfig, ModelConfig, RunConfig, updated
+from quillgpt.data import load_data_tokenizer
+from quillgpt.data.directory import data_directory, prepare_command
+from quillgpt.data.manifest import MANIFEST, read_manifest
+from quillgpt.data.sources.openwebtext import TEXT_BYTES, TOKENS
+from quillgpt.errors import DataError
+from quillgpt.model.gpt import GPT
+from quillgpt.pretrained import PUBLISHED, open_foreign
+from quillgpt.pretrained.source import Source, empty_model
+from quillgpt.recipes import load_recipe, read_toml
+from quillgpt.run_dir import RunDirectory
+from quillgpt.tokenizer import Tokenizer
+from quillgpt.tokenizer.byte_level import GPT2_FINGERPRINT
+from quillgpt.train.starting_point import SCRATCH, data_settings
+
+EVALUATIONS = Path("evaluations")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnData:
+    """Where the data is that a model was trained on: the places to look, how it is made, and what it must be."""
+
+    places: tuple[Path, ...]
+    command: str
+    about: str = ""
+    fingerprint: str = ""
+
+    def find(self, model: str) -> Path:
+        """Its directory; data that is not there, or is not what the model was trained on, is a `DataError`."""
+        found = [place for place in self.places if (place / MANIFEST).is_file()]
+        if not found:
+            remedy = f"`{self.command}` makes it{self.about}, or give other data or text with --data"
+            raise DataError(f"{model}: its data is not in {self.places[0]}; {remedy}")
+        got = read_manifest(found[0]).fingerprint
+        if self.fingerprint not in ("", got):
+            told = f"fingerprint {got[:12]}, was {self.fingerprint[:12]}"
+            raise DataError(
+                f"{model}: {found[0]} is not the data it was trained on ({told}), so that held-out text may have been "
+                f"learned; bring that data back, or score it all the same with --data {found[0]}"
+            )
+        return found[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model to evaluate. `folder` and `file_name` say where its results go; `resolved` is what its run chose."""
+
+    name: str
+    config: ModelConfig
+    load: Callable[[str], GPT]
+    tokenizer: Tokenizer
+    fingerprint: Callable[[], str]
+    own_data: OwnData | None
+    folder: Path
+    file_name: str
+    step: int | None = None
+    tokens: int | None = None
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_subject(where: str) -> Subject:
+    """The model a user names; anything that `open_model` knows."""
+    source = open_foreign(where)
+    return _of_source(source, _file_name(where, source)) if source is not None else _of_checkpoint(where)
+
+
+def subject_of(config: RunConfig) -> Subject:
+    """The model that a run of these settings has: of its best checkpoint, or what it starts from; with their data."""
+    out, seed = config.train.out, config.train.seed
+    if committed(RunDirectory(Path(out))):
+        subject, init = _of_checkpoint(out), out
+    elif config.train.init != SCRATCH:
+        subject, init = open_subject(config.train.init), config.train.init
+    else:
+        return _untrained(config, seed)
+    source = open_model(init)
+    settings = data_settings(config, source)
+    place = data_directory(settings, config.model.vocab_size)
+    own_data = OwnData(
+        places=(place,),
+        command=prepare_command(settings, config.model.vocab_size),
+        about=_size_told(settings),
+        fingerprint=subject.own_data.fingerprint if init == out and subject.own_data else "",
+    )
+    shape = dataclasses.replace(config.model, vocab_size=source.config.vocab_size)
+    return dataclasses.replace(
+        subject, config=shape, load=lambda device: _filled(shape, source, device), own_data=own_data
+    )
+
+
+def _of_checkpoint(where: str) -> Subject:
+    """A run's best checkpoint, or the one named; its results belong to the run that it lies in."""
+    checkpoint = find(where, model_only=True)
+    source = as_source(checkpoint)
+    run = RunDirectory(checkpoint.path.parent.parent)
+    is_in_run = checkpoint.path.parent == run.checkpoints and run.config.is_file()
+    subject = _of_source(source, f"step-{checkpoint.step:06d}" if is_in_run else _file_name(where, source))
+    return dataclasses.replace(
+        subject,
+        name=where,
+        own_data=_data_of(checkpoint, source, run if is_in_run else None),
+        folder=run.evaluations if is_in_run else EVALUATIONS,
+        step=checkpoint.step,
+        tokens=_read(checkpoint.path / STATE).get("tokens"),
+        resolved=_read(checkpoint.path / RESOLVED),
+    )
+
+
+def _of_source(source: Source, file_name: str) -> Subject:
+    return Subject(
+        name=source.name,
+        config=source.config,
+        load=lambda device: _filled(source.config, source, device),
+        tokenizer=source.tokenizer(),
+        fingerprint=lambda: source.fingerprint,
+        own_data=_open_web_text() if source.tokenizer_fingerprint == GPT2_FINGERPRINT else None,
+        folder=EVALUATIONS,
+        file_name=file_name,
+    )
+
+
+def _untrained(config: RunConfig, seed: int) -> Subject:
+    """Random weights in the shape of the settings, for their data."""
+    place = data_directory(config.data, config.model.vocab_size)
+    own_data = OwnData(
+        places=(place,),
+        command=prepare_command(config.data, config.model.vocab_size),
+        about=_size_told(config.data),
+    )
+    name = f"{Path(config.train.out).name}-untrained"
+    tokenizer = load_data_tokenizer(own_data.find(name))
+    shape = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
+
+    def load(device: str) -> GPT:
+        torch.manual_seed(seed)
+        return GPT(shape).to(device)
+
+    return Subject(
+        name=name,
+        config=shape,
+        load=load,
+        tokenizer=tokenizer,
+        fingerprint=lambda: hashlib.sha256(f"untrained {seed} {shape}".encode()).hexdigest(),
+        own_data=own_data,
+        folder=EVALUATIONS,
+        file_name=name,
+    )
+
+
+def _filled(shape: ModelConfig, source: Source, device: str) -> GPT:
+    model = empty_model(shape, device)
+    source.load_into(model)
+    return model
+
+
+def _data_of(checkpoint: Checkpoint, source: Source, run: RunDirectory | None) -> OwnData:
+    """The data a checkpoint was trained on, where its run says it is, also if the folder of runs was moved."""
+    path = checkpoint.path / CONFIG
+    config = updated(RunConfig(), read_toml(path), where=str(path))
+    settings = config.data
+    if config.train.init != SCRATCH:
+        settings = dataclasses.replace(settings, tokenizer=str(checkpoint.path))
+    recorded = _read(run.environment).get("data", {}).get("directory", "") if run is not None else ""
+    if run is not None and recorded:
+        places = (Path(recorded), run.path.parent.parent / recorded)
+    else:
+        places = (data_directory(settings, config.model.vocab_size),)
+    command = prepare_command(settings, config.model.vocab_size)
+    return OwnData(places=places, command=command, fingerprint=checkpoint.manifest["data"])
+
+
+def _open_web_text() -> OwnData:
+    """The data of the published losses: that of the recipe gpt2-124m."""
+    config = load_recipe("gpt2-124m")
+    return OwnData(
+        places=(data_directory(config.data, config.model.vocab_size),),
+        command=prepare_command(config.data, config.model.vocab_size),
+        about=_size_told(config.data),
+    )
+
+
+def _size_told(settings: DataConfig) -> str:
+    """What the preparation takes where that is much."""
+    if settings.source != "openwebtext" or settings.path or settings.documents:
+        return ""
+    return f" (it fetches {TEXT_BYTES / 1e9:.0f} GB of text, which become {2 * TOKENS / 1e9:.0f} GB of tokens)"
+
+
+def _file_name(where: str, source: Source) -> str:
+    """A name for the files of results: that of the model, or of the directory that a path means."""
+    if source.name in PUBLISHED:
+        return source.name
+    path = Path(where).resolve()
+    return path.parent.name if path.is_file() else path.name
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON object in a record that is useful and not needed; empty where it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
