@@ -81,6 +81,8 @@ def _numbered_blocks(dataset: TokenDataset, tokenizer: Tokenizer) -> Iterator[tu
                     yield number, decoder.decode(content, final=ends_document and first + BLOCK_TOKENS >= end)
                 except UnicodeDecodeError:
                     where = f"{shard.path}: tokens {first:,} to {min(first + BLOCK_TOKENS, end):,}"
-                    raise DataError(f"{where} are not UTF-8, so no other tokenizer can cut them; give the text") from None
+                    raise DataError(
+                        f"{where} are not UTF-8, so no other tokenizer can cut them; give the text"
+                    ) from None
             number += ends_document
             start = end

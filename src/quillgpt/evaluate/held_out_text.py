@@ -4,6 +4,7 @@ Its own data is scored as training does it: the first token has nothing before i
 with an end of text, so that the targets stand for every byte of it, whatever the tokenizer.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class NamedData:
     def _is_prepared(self) -> bool:
         return any((Path(self.path) / name).exists() for name in (MANIFEST, WORK))
 
-    def check(self, splits: list[str]) -> None:
+    def check(self, splits: Sequence[str]) -> None:
         """Refuse splits that the data does not have, and data that is not complete."""
         if self._is_prepared:
             read_manifest(Path(self.path))

@@ -12,7 +12,8 @@ from quillgpt.data.held_out import HeldOutWindows
 from quillgpt.distributed import Ranks
 from quillgpt.evaluate.held_out_loss import HeldOutLoss, evaluate_held_out
 from quillgpt.evaluate.held_out_text import HeldOutText
-from quillgpt.evaluate.results import DataRecord, TaskRecord
+from quillgpt.evaluate.published_losses import published_loss
+from quillgpt.evaluate.results import Computed, DataRecord, Evaluation, ModelRecord, TaskRecord, code_fingerprint
 from quillgpt.model.gpt import GPT
 from quillgpt.tokenizer import Tokenizer, bytes_per_token
 
@@ -25,9 +26,8 @@ class LossResult:
     """The loss of a model on a text, what was scored, and how long it took."""
 
     held_out: HeldOutLoss
-    task: TaskRecord
-    data: DataRecord
-    source: str
+    text: HeldOutText
+    task_fingerprint: str
     seconds: float
 
     @property
@@ -46,6 +46,24 @@ class LossResult:
             "bits_per_byte": result.standard_error * per_byte,
             "perplexity": result.standard_error * _exp(result.loss),
         }
+
+    def evaluation(self, model: ModelRecord, computed: Computed, *, limit: int) -> Evaluation:
+        """The record of it; `limit` is how many tokens were asked for where there are more, else 0."""
+        text = self.text
+        published = published_loss(model.name, text.source, text.split)
+        return Evaluation(
+            model=model,
+            task=TaskRecord(name=LOSS, fingerprint=self.task_fingerprint, limit=limit, split=text.split or None),
+            data=DataRecord(name=text.name, fingerprint=text.fingerprint),
+            code=code_fingerprint(),
+            computed=computed,
+            scores=self.scores,
+            standard_errors=self.standard_errors,
+            items=self.held_out.tokens,
+            seconds=self.seconds,
+            bytes=self.held_out.bytes,
+            published={} if published is None else {"loss": published},
+        )
 
 
 def score_loss(
@@ -81,9 +99,8 @@ def score_loss(
     )
     return LossResult(
         held_out=held_out,
-        task=TaskRecord(name=LOSS, fingerprint=_fingerprint(windows), limit=max_tokens, split=text.split or None),
-        data=DataRecord(name=text.name, fingerprint=text.fingerprint),
-        source=text.source,
+        text=text,
+        task_fingerprint=_fingerprint(windows),
         seconds=time.perf_counter() - started,
     )
 

@@ -20,6 +20,8 @@ from typing import Any
 
 from quillgpt import files
 from quillgpt.errors import NonFiniteError
+from quillgpt.evaluate.score import TaskResult
+from quillgpt.evaluate.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,25 @@ class Evaluation:
         """The task with what tells its evaluations of one model apart: hellaswag-completion-200, loss-val."""
         limit = str(self.task.limit) if self.task.limit else ""
         return "-".join(part for part in (self.task.name, self.task.split, limit) if part)
+
+
+def task_evaluation(
+    task: Task, result: TaskResult, directory: Path, model: ModelRecord, computed: Computed
+) -> Evaluation:
+    """The record of a task's result."""
+    published = {metric: score for metric, (score, _) in task.published.get(model.name, {}).items()}
+    return Evaluation(
+        model=model,
+        task=TaskRecord(name=task.name, fingerprint=result.task_fingerprint, limit=result.limit),
+        data=DataRecord(name=str(directory), fingerprint=result.task_fingerprint),
+        code=code_fingerprint(),
+        computed=computed,
+        scores=result.scores,
+        standard_errors=result.standard_errors,
+        items=result.items,
+        seconds=result.seconds,
+        published={} if result.limit else published,
+    )
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path, model_name: str) -> Path:

@@ -148,7 +148,7 @@ def _steps(
     """The step to train to: the checkpoint's, as asked, or as many as fit into the minutes from here."""
     if position.steps:
         return position.steps
-    if not config.train.minutes or config.train.eval_only:
+    if not config.train.minutes:
         return config.train.steps
     steps = steps_for_minutes(config, choices, model, data) if ranks.is_first else 0
     steps = position.step + from_first(steps, ranks, torch.device(choices.device))

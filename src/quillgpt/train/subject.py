@@ -3,14 +3,14 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quillgpt.checkpoint import CONFIG, RESOLVED, STATE, Checkpoint, as_source, committed, find, open_model
+from quillgpt.checkpoint import CONFIG, RESOLVED, STATE, Checkpoint, as_source, committed, find
 from quillgpt.config import DataConfig, ModelConfig, RunConfig, updated
 from quillgpt.data import load_data_tokenizer
 from quillgpt.data.directory import data_directory, prepare_command
@@ -55,14 +55,26 @@ class OwnData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Untrained:
+    """Random weights in place of a source: those that a run of this seed begins with."""
+
+    seed: int
+    config: ModelConfig
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what they are drawn by."""
+        return hashlib.sha256(f"untrained {self.seed} {self.config}".encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """A model to evaluate. `folder` and `file_name` say where its results go; `resolved` is what its run chose."""
 
     name: str
     config: ModelConfig
-    load: Callable[[str], GPT]
+    source: Source | Untrained
     tokenizer: Tokenizer
-    fingerprint: Callable[[], str]
     own_data: OwnData | None
     folder: Path
     file_name: str
@@ -70,35 +82,36 @@ class Subject:
     tokens: int | None = None
     resolved: Mapping[str, Any] = field(default_factory=dict)
 
+    def load(self, device: str) -> GPT:
+        """The model with its weights, on the device, in evaluation mode."""
+        if isinstance(self.source, Untrained):
+            torch.manual_seed(self.source.seed)
+            return GPT(self.config).to(device).eval()
+        model = empty_model(self.config, device)
+        self.source.load_into(model)
+        return model.eval()
+
 
 def open_subject(where: str) -> Subject:
     """The model a user names; anything that `open_model` knows."""
     source = open_foreign(where)
-    return _of_source(source, _file_name(where, source)) if source is not None else _of_checkpoint(where)
+    return _of_checkpoint(where) if source is None else _of_source(source, _file_name(where, source))
 
 
 def subject_of(config: RunConfig) -> Subject:
     """The model that a run of these settings has: of its best checkpoint, or what it starts from; with their data."""
-    out, seed = config.train.out, config.train.seed
-    if committed(RunDirectory(Path(out))):
-        subject, init = _of_checkpoint(out), out
-    elif config.train.init != SCRATCH:
-        subject, init = open_subject(config.train.init), config.train.init
-    else:
-        return _untrained(config, seed)
-    source = open_model(init)
-    settings = data_settings(config, source)
-    place = data_directory(settings, config.model.vocab_size)
-    own_data = OwnData(
-        places=(place,),
-        command=prepare_command(settings, config.model.vocab_size),
-        about=_size_told(settings),
-        fingerprint=subject.own_data.fingerprint if init == out and subject.own_data else "",
-    )
-    shape = dataclasses.replace(config.model, vocab_size=source.config.vocab_size)
-    return dataclasses.replace(
-        subject, config=shape, load=lambda device: _filled(shape, source, device), own_data=own_data
-    )
+    has_begun = bool(committed(RunDirectory(Path(config.train.out))))
+    if not has_begun and config.train.init == SCRATCH:
+        return _untrained(config)
+    subject = open_subject(config.train.out if has_begun else config.train.init)
+    assert isinstance(subject.source, Source)
+    settings = data_settings(config, subject.source)
+    own_data = _data_by(settings, config.model.vocab_size)
+    if has_begun:
+        known = subject.own_data.fingerprint if subject.own_data is not None else ""
+        return dataclasses.replace(subject, own_data=dataclasses.replace(own_data, fingerprint=known))
+    shape = dataclasses.replace(config.model, vocab_size=subject.config.vocab_size)
+    return dataclasses.replace(subject, config=shape, own_data=own_data)
 
 
 def _of_checkpoint(where: str) -> Subject:
@@ -123,47 +136,29 @@ def _of_source(source: Source, file_name: str) -> Subject:
     return Subject(
         name=source.name,
         config=source.config,
-        load=lambda device: _filled(source.config, source, device),
+        source=source,
         tokenizer=source.tokenizer(),
-        fingerprint=lambda: source.fingerprint,
         own_data=_open_web_text() if source.tokenizer_fingerprint == GPT2_FINGERPRINT else None,
         folder=EVALUATIONS,
         file_name=file_name,
     )
 
 
-def _untrained(config: RunConfig, seed: int) -> Subject:
+def _untrained(config: RunConfig) -> Subject:
     """Random weights in the shape of the settings, for their data."""
-    place = data_directory(config.data, config.model.vocab_size)
-    own_data = OwnData(
-        places=(place,),
-        command=prepare_command(config.data, config.model.vocab_size),
-        about=_size_told(config.data),
-    )
+    own_data = _data_by(config.data, config.model.vocab_size)
     name = f"{Path(config.train.out).name}-untrained"
     tokenizer = load_data_tokenizer(own_data.find(name))
     shape = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
-
-    def load(device: str) -> GPT:
-        torch.manual_seed(seed)
-        return GPT(shape).to(device)
-
     return Subject(
         name=name,
         config=shape,
-        load=load,
+        source=Untrained(seed=config.train.seed, config=shape),
         tokenizer=tokenizer,
-        fingerprint=lambda: hashlib.sha256(f"untrained {seed} {shape}".encode()).hexdigest(),
         own_data=own_data,
         folder=EVALUATIONS,
         file_name=name,
     )
-
-
-def _filled(shape: ModelConfig, source: Source, device: str) -> GPT:
-    model = empty_model(shape, device)
-    source.load_into(model)
-    return model
 
 
 def _data_of(checkpoint: Checkpoint, source: Source, run: RunDirectory | None) -> OwnData:
@@ -185,10 +180,15 @@ def _data_of(checkpoint: Checkpoint, source: Source, run: RunDirectory | None) -
 def _open_web_text() -> OwnData:
     """The data of the published losses: that of the recipe gpt2-124m."""
     config = load_recipe("gpt2-124m")
+    return _data_by(config.data, config.model.vocab_size)
+
+
+def _data_by(settings: DataConfig, vocab_size: int) -> OwnData:
+    """The data that these settings name."""
     return OwnData(
-        places=(data_directory(config.data, config.model.vocab_size),),
-        command=prepare_command(config.data, config.model.vocab_size),
-        about=_size_told(config.data),
+        places=(data_directory(settings, vocab_size),),
+        command=prepare_command(settings, vocab_size),
+        about=_size_told(settings),
     )
 
 
