@@ -11,6 +11,7 @@ only where a token of a continuation is predicted; with GPT-2's vocabulary they 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quillgpt.errors import DataError
+from quillgpt.errors import DataError, NonFiniteError
 from quillgpt.evaluate.held_out_loss import LOGIT_ELEMENTS, autocast, evaluation_mode
 from quillgpt.model.gpt import GPT
 from quillgpt.model.kv_cache import KVCache
@@ -174,10 +175,13 @@ def _read_off(model: GPT, batch: list[Request], states: Tensor) -> Scores:
     lengths = [len(request.continuation) for request in batch]
     log_probabilities = torch.cat([part[0] for part in parts]).split(lengths)
     is_first = torch.cat([part[1] for part in parts]).split(lengths)
-    return {
-        request: (min(0.0, row.sum().item()), bool(first.all()))
+    scores = {
+        request: (row.sum().item(), bool(first.all()))
         for request, row, first in zip(batch, log_probabilities, is_first, strict=True)
     }
+    if not all(math.isfinite(log_probability) for log_probability, _ in scores.values()):
+        raise NonFiniteError("the model gives NaN or infinity for a continuation; it cannot be evaluated")
+    return scores
 
 
 def _log_probabilities(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

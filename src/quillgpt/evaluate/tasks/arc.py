@@ -13,10 +13,13 @@ from quillgpt.evaluate.tasks.multiple_choice import NORMALIZED, chosen_by_charac
 from quillgpt.evaluate.tasks.records import DataFiles, Record
 from quillgpt.evaluate.tasks.task import Candidate, Item, Task
 
+EASY = "ARC-V1-Feb2018-2/ARC-Easy/ARC-Easy-Test.jsonl"
+CHALLENGE = "ARC-V1-Feb2018-2/ARC-Challenge/ARC-Challenge-Test.jsonl"
 
-def records(files: DataFiles, part: str) -> Iterator[Record]:
+
+def records(files: DataFiles, path: str) -> Iterator[Record]:
     """The records of a part, with question, choices and labels side by side, as on the hub."""
-    for record in files.records(f"ARC-V1-Feb2018-2/{part}/{part}-Test.jsonl"):
+    for record in files.records(path):
         question = record.record("question")
         choices = question.records("choices")
         yield Record(
@@ -65,8 +68,9 @@ ARC_EASY = _arc(
     name="arc-easy",
     meaning="science questions from school exams",
     items=2_376,
-    records=partial(records, part="ARC-Easy"),
-    published={},
+    paths=(EASY,),
+    records=partial(records, path=EASY),
+    published={},  # none was found for this form of the task
     harness_name="arc_easy",
 )
 
@@ -74,7 +78,8 @@ ARC_CHALLENGE = _arc(
     name="arc-challenge",
     meaning="science questions that looking up words does not answer",
     items=1_172,
-    records=partial(records, part="ARC-Challenge"),
-    published={},
+    paths=(CHALLENGE,),
+    records=partial(records, path=CHALLENGE),
+    published={"gpt2": {"accuracy": (0.1903, "model card of crumb/gpt2023")}},
     harness_name="arc_challenge",
 )

@@ -64,6 +64,7 @@ _hellaswag = partial(
         sha256="0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
         bytes=12_246_618,
     ),
+    paths=(FILE,),
     items=10_042,
     records=records,
     metrics=NORMALIZED,

@@ -47,12 +47,19 @@ LAMBADA = Task(
         sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
         bytes=1_819_752,
     ),
+    paths=(FILE,),
     items=5_153,
     records=records,
     item=item,
     encode=encode_joined,
     measure=guessed,
     metrics=("accuracy", "perplexity"),
-    published={},
+    published={
+        "gpt2": {
+            "accuracy": (0.3256, "lm-evaluation-harness issue 2159"),
+            "perplexity": (40.0554, "lm-evaluation-harness issue 2159"),
+        },
+        "gpt2-xl": {"accuracy": (0.5121, "gpt-neo README"), "perplexity": (10.634, "gpt-neo README")},
+    },
     harness_name="lambada_openai",
 )

@@ -46,12 +46,16 @@ PIQA = Task(
         sha256="54d32a04f59a7e354396f321723c8d7ec35cc6b08506563d8d1ffcc15ce98ddd",
         bytes=1_824_009,
     ),
+    paths=(FILE, LABELS),
     items=1_838,
     records=records,
     item=item,
     encode=encode_joined,
     measure=chosen_by_character,
     metrics=NORMALIZED,
-    published={},
+    published={
+        "gpt2": {"accuracy": (0.6289, "model card of crumb/gpt2023")},
+        "gpt2-xl": {"accuracy": (0.7078, "gpt-neo README")},
+    },
     harness_name="piqa",
 )

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from quillgpt.data.download import Download
 from quillgpt.errors import DataError
@@ -53,6 +54,8 @@ class Task:
     licence: str
     download: Download
     """one file, or the zip archive of several"""
+    paths: tuple[str, ...]
+    """its files, in the directory or in the archive"""
     items: int
     """how many the published file holds"""
     records: Callable[[DataFiles], Iterator[Record]]
@@ -97,12 +100,25 @@ class Task:
         return digest.hexdigest()
 
 
-def subset(items: Sequence[Item], limit: int) -> list[Item]:
+class Keyed(Protocol):
+    """What a subset can be taken of."""
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of its content."""
+        ...
+
+
+K = TypeVar("K", bound=Keyed)
+
+
+def subset(items: Sequence[K], limit: int) -> list[K]:
     """`limit` of the items (0: all) in their order: those whose SHA-256 is lowest.
 
     So it is the same items on every machine and in every order of the file, and a smaller subset is part of a larger.
     """
     if not 0 < limit < len(items):
         return list(items)
-    chosen = set(sorted(range(len(items)), key=lambda place: (items[place].key, place))[:limit])
+    keys = [item.key for item in items]
+    chosen = set(sorted(range(len(items)), key=lambda place: (keys[place], place))[:limit])
     return [item for place, item in enumerate(items) if place in chosen]

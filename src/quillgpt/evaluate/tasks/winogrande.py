@@ -47,12 +47,16 @@ WINOGRANDE = Task(
         sha256="3619ab104d8be2977b25c90ff420cb42d491707dcc75362a1e5d22bc082b7318",
         bytes=3_395_492,
     ),
+    paths=(FILE,),
     items=1_267,
     records=records,
     item=item,
     encode=encode_joined,
     measure=chosen,
     metrics=PLAIN,
-    published={},
+    published={
+        "gpt2": {"accuracy": (0.5161, "model card of crumb/gpt2023")},
+        "gpt2-xl": {"accuracy": (0.5940, "gpt-neo README")},
+    },
     harness_name="winogrande",
 )
