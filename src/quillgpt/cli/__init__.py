@@ -12,7 +12,6 @@ COMMANDS = {
     "tokenizer": ("quillgpt.cli.tokenizer", "train a tokenizer, or look at how text is cut into tokens"),
     "train": ("quillgpt.cli.train", "train a model by a recipe; run it again to continue"),
     "eval": ("quillgpt.cli.eval", "how good a model is: held-out loss and tasks, with standard errors"),
-    "eval": ("quillgpt.cli.eval", "how good a model is: held-out loss and tasks, with standard errors"),
     "sample": ("quillgpt.cli.sample", "write text with a trained model"),
     "encrypt-check": (
         "quillgpt.cli.encrypt_check",

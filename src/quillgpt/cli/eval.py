@@ -174,6 +174,8 @@ def _wanted(options: EvalOptions) -> "Wanted":
     return Wanted(
         has_loss=has_loss,
         tasks=tuple((task, limit or options.limit) for task, limit in tasks),
+        harness=tuple(name.strip() for name in options.harness.split(",")) if options.harness else (),
+        limit=options.limit,
         splits=tuple(chosen_splits(options.splits)),
         data=NamedData(path=options.data, errors=options.errors) if options.data else None,
         task_data=Path(options.data_dir),

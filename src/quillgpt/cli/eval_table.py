@@ -66,7 +66,8 @@ def columns(evaluations: Sequence["Evaluation"]) -> list[Column]:
             column = found.setdefault((task, score), Column(task, TITLES.get(score, score), {}, {}))
             digits = DIGITS.get(score, 4)
             name = evaluation.model.name
-            column.cells[name] = f"{value:.{digits}f} ± {evaluation.standard_errors[score]:.{digits}f}"
+            error = evaluation.standard_errors.get(score)
+            column.cells[name] = f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
             if score in evaluation.published:
                 column.published[name] = _published(evaluation.published[score])
     return list(found.values())
@@ -88,18 +89,19 @@ def blocks(columns: Sequence[Column], room: int) -> list[list[Column]]:
 
 
 def notes(evaluations: Sequence["Evaluation"]) -> list[str]:
-    """What was scored: the text's size and place, or the items, once for each task and data."""
-    told: dict[str, None] = {}
+    """What was scored: the text's size and place, or the items; with the models where it differs between them."""
+    everyone = list(dict.fromkeys(evaluation.model.name for evaluation in evaluations))
+    models: dict[str, list[str]] = {}
     for evaluation in evaluations:
         task, data = evaluation.task, evaluation.data.name
         if evaluation.bytes:
             limit = f" (the first; --eval-tokens {task.limit})" if task.limit else ""
-            what = f"{evaluation.items:,} tokens, {evaluation.bytes:,} bytes{limit}"
-            told[f"{task.name} {task.split or 'text'}: {what} of {data}"] = None
+            what = f"{task.name} {task.split or 'text'}: {evaluation.items:,} tokens, {evaluation.bytes:,} bytes{limit}"
         else:
-            subset = " (a fixed subset)" if task.limit else ""
-            told[f"{task.name}: {evaluation.items:,} items{subset} in {data}"] = None
-    return list(told)
+            items = f"{evaluation.items:,} items" if evaluation.items else "items"
+            what = f"{task.name}: {items}{' (a fixed subset)' if task.limit else ''}"
+        models.setdefault(f"{what} of {data}", []).append(evaluation.model.name)
+    return [what if names == everyone else f"{what} ({', '.join(names)})" for what, names in models.items()]
 
 
 def _table(models: Sequence[str], block: Sequence[Column]) -> "Table":

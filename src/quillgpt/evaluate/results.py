@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from importlib.metadata import version
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from quillgpt import files
 from quillgpt.errors import NonFiniteError
 from quillgpt.evaluate.score import TaskResult
 from quillgpt.evaluate.tasks import Task
+
+STDERR = "_stderr"  # as the harness names a standard error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +70,9 @@ class Computed:
 class Evaluation:
     """One model on one task.
 
-    items: questions of a task, or scored tokens; `bytes` is the UTF-8 size of the text that these stand for, 0 for
-    questions. published: numbers of others for the same scores, by the score's name. `code` is `code_fingerprint()`.
+    items: questions of a task, or scored tokens, 0 where the harness does not tell; `bytes` is the UTF-8 size of the
+    text that these stand for, 0 for questions. published: numbers of others for the same scores, by the score's name.
+    `code` is `code_fingerprint()`.
     """
 
     model: ModelRecord
@@ -116,6 +120,26 @@ def task_evaluation(
         items=result.items,
         seconds=result.seconds,
         published={} if result.limit else published,
+    )
+
+
+def harness_evaluation(
+    name: str, numbers: Mapping[str, float], limit: int, directory: Path, model: ModelRecord, computed: Computed
+) -> Evaluation:
+    """The record of a task of lm-evaluation-harness, whose numbers are METRIC and METRIC_stderr; items are not told."""
+    identity = f"lm-evaluation-harness {version('lm-eval')} {name}"
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+    scores = {metric: value for metric, value in numbers.items() if not metric.endswith(STDERR)}
+    return Evaluation(
+        model=model,
+        task=TaskRecord(name=f"harness-{name}", fingerprint=fingerprint, limit=limit),
+        data=DataRecord(name=str(directory), fingerprint=fingerprint),
+        code=code_fingerprint(),
+        computed=computed,
+        scores=scores,
+        standard_errors={metric: numbers[metric + STDERR] for metric in scores if metric + STDERR in numbers},
+        items=0,
+        seconds=0.0,
     )
 
 

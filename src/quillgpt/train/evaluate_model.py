@@ -10,9 +10,11 @@ import torch
 from quillgpt.distributed import Ranks, first_goes_first
 from quillgpt.errors import ConfigError, NonFiniteError
 from quillgpt.evaluate.asked_tasks import have_task_data
+from quillgpt.evaluate.harness import run_harness
+from quillgpt.evaluate.harness_library import all_tasks, check_installed, has_data
 from quillgpt.evaluate.held_out_text import HeldOutText, own_split
 from quillgpt.evaluate.loss_task import LOSS, score_loss
-from quillgpt.evaluate.results import Evaluation, ModelRecord, task_evaluation, write_evaluation
+from quillgpt.evaluate.results import Evaluation, ModelRecord, harness_evaluation, task_evaluation, write_evaluation
 from quillgpt.evaluate.score import score_task
 from quillgpt.hardware import Machine
 from quillgpt.model.gpt import GPT
@@ -33,6 +35,8 @@ def evaluate_models(
     """
     for subject in subjects:
         _check_subject(subject, wanted)
+    if wanted.harness:
+        _check_harness(wanted.harness, wanted.task_data)
     with first_goes_first(ranks):
         have_task_data(
             wanted.tasks, wanted.task_data, may_fetch=ranks.is_first, flag=wanted.task_data_flag, say=watcher.say
@@ -117,6 +121,9 @@ def _evaluations(
         if result.cut_contexts:
             watcher.say(f"{subject.name}: {task.name}: {result.cut_contexts:,} contexts were cut to fit its context")
         yield task_evaluation(task, result, wanted.task_data, record, means.record)
+    if wanted.harness:
+        watcher.progress(f"{subject.name}: lm-evaluation-harness", 0, 1)
+        yield from _harness(subject, model, record, wanted, means)
 
 
 def _loss(
@@ -150,6 +157,30 @@ def _loss(
     )
     is_limited = held_out.windows(length, 0).target_count > count
     return result.evaluation(record, means.record, limit=limit if is_limited else 0)
+
+
+def _harness(subject: Subject, model: GPT, record: ModelRecord, wanted: Wanted, means: Means) -> Iterator[Evaluation]:
+    """The tasks of lm-evaluation-harness; data of theirs that is in the directory of the tasks is taken from there."""
+    found = run_harness(
+        wanted.harness,
+        model,
+        subject.tokenizer,
+        data_dir=wanted.task_data if wanted.task_data.is_dir() else None,
+        limit=wanted.limit,
+        device=means.device,
+        dtype=DTYPES[means.dtype],
+        batch_tokens=means.batch_tokens,
+    )
+    for name, numbers in found.items():
+        yield harness_evaluation(name, numbers, wanted.limit, wanted.task_data, record, means.record)
+
+
+def _check_harness(names: Sequence[str], directory: Path) -> None:
+    """Refuse a harness that is not installed, and tasks that it does not know."""
+    check_installed()
+    others = [name for name in names if not has_data(name, directory)]
+    if others:
+        all_tasks(others)
 
 
 def _check_finite(model: GPT, name: str) -> None:

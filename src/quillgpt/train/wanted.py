@@ -24,6 +24,8 @@ class Wanted:
 
     has_loss: bool = True
     tasks: tuple[tuple[Task, int], ...] = ()
+    harness: tuple[str, ...] = ()
+    limit: int = 0
     splits: tuple[str, ...] = ("val",)
     data: NamedData | None = None
     task_data: Path = TASK_DATA
