@@ -74,7 +74,7 @@ def _numbered_blocks(dataset: TokenDataset, tokenizer: Tokenizer) -> Iterator[tu
     for shard in dataset.shards:
         start = 0
         for end in shard.document_ends.tolist():
-            ends_document = shard.tokens[end - 1] == tokenizer.end_of_text
+            ends_document = bool(shard.tokens[end - 1] == tokenizer.end_of_text)
             for first in range(start, end, BLOCK_TOKENS):
                 content = tokenizer.decode_bytes(shard.tokens[first : min(first + BLOCK_TOKENS, end)].tolist())
                 try:
