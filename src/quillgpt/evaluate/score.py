@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quillgpt.distributed import Ranks, total
+from quillgpt.errors import DataError, NonFiniteError
 from quillgpt.evaluate.held_out_loss import device_for_sums
 from quillgpt.evaluate.likelihood import BATCH_TOKENS, Likelihood, likelihoods
 from quillgpt.evaluate.tasks.task import Item, Task, subset
@@ -68,14 +69,17 @@ def score_task(
         for place in own
         for candidate in items[place].candidates
     ]
-    found = likelihoods(
-        model,
-        requests,
-        device=device,
-        dtype=dtype,
-        batch_tokens=batch_tokens,
-        heartbeat=lambda done: heartbeat(done, len(requests)),
-    )
+    try:
+        found = likelihoods(
+            model,
+            requests,
+            device=device,
+            dtype=dtype,
+            batch_tokens=batch_tokens,
+            heartbeat=lambda done: heartbeat(done, len(requests)),
+        )
+    except (DataError, NonFiniteError) as error:
+        raise type(error)(f"{task.name}: {error}") from None
     values = _values(task, items, own, found)
     values = total(values.to(device_for_sums(device)), ranks).cpu()
     scores, standard_errors = _summary(task.metrics, values)

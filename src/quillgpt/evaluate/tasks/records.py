@@ -84,7 +84,10 @@ class DataFiles:
     """Where a task's files are looked for: each by its path in a directory, or inside the archive that lies there."""
 
     directory: Path
-    archive: str = ""
+    archive: str
+    """the name of the archive, "" where there is none"""
+    url: str
+    """where both can be had"""
 
     def records(self, path: str) -> Iterator[Record]:
         """The objects of a file of JSON lines, front to back."""
@@ -111,6 +114,9 @@ class DataFiles:
                 with zipfile.ZipFile(archive) as members, members.open(path) as file:
                     yield name, cast(BinaryIO, file)
             else:
+                if not plain.exists():
+                    remedy = f"leave out --data-dir to have it fetched, or put it there from {self.url}"
+                    raise DataError(f"{plain}: there is no such file; {remedy}")
                 require_regular(plain)
                 with plain.open("rb") as file:
                     yield name, file

@@ -78,7 +78,7 @@ class Task:
 
     def read_records(self, directory: Path) -> Iterator[Record]:
         """The records of the files in the directory."""
-        return self.records(DataFiles(directory=directory, archive=self.archive))
+        return self.records(DataFiles(directory=directory, archive=self.archive, url=self.download.url))
 
     @property
     def archive(self) -> str:
