@@ -7,36 +7,57 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
     from quillgpt.evaluate.results import Evaluation
 
 PIPE_COLUMNS = 140  # a pipe has no width of its own
-GAP = 3
-TITLES = {
-    "loss": "nats/token",
-    "bits_per_byte": "bits/byte",
-    "accuracy_norm": "normalised",
-}
+GAP, GAP_BETWEEN_TASKS = 2, 4
+TITLES = {"loss": "nats/token", "bits_per_byte": "bits/byte", "accuracy_norm": "normalised"}
 """how a score is called where its own name does not say it"""
 DIGITS = {"perplexity": 2}
 """places behind the point; 4 for the others"""
 
 
+Cell = tuple[str, str]
+"""text and style"""
+
+
 @dataclass(frozen=True)
 class Column:
-    """One score of one task: its two headings, and a value, and what was published, for each model that has it."""
+    """A heading, and a cell for each model that has one; published values are dim."""
 
-    task: str
     title: str
     cells: dict[str, str]
-    published: dict[str, str]
+    is_published: bool = False
+
+    @property
+    def style(self) -> str:
+        """How its cells look."""
+        return "dim" if self.is_published else ""
 
     @property
     def width(self) -> int:
-        """Characters across, the published values' column included."""
-        longest = max(map(len, [self.title, self.task, *self.cells.values()]))
-        return longest + (GAP + len("published") if self.published else 0)
+        """Characters across."""
+        return max(map(len, [self.title, *self.cells.values()]))
+
+
+@dataclass(frozen=True)
+class Group:
+    """The columns of one task, below its name."""
+
+    task: str
+    columns: list[Column]
+
+    @property
+    def width(self) -> int:
+        """Characters across."""
+        return max(len(self.task), self.columns_width)
+
+    @property
+    def columns_width(self) -> int:
+        """Characters across its columns alone."""
+        return sum(column.width + GAP for column in self.columns) - GAP
 
 
 def print_table(evaluations: Sequence["Evaluation"], console: "Console | None" = None) -> None:
@@ -47,44 +68,47 @@ def print_table(evaluations: Sequence["Evaluation"], console: "Console | None" =
     if console is None:
         console = Console(width=shutil.get_terminal_size(fallback=(PIPE_COLUMNS, 50)).columns, highlight=False)
     models = list(dict.fromkeys(evaluation.model.name for evaluation in evaluations))
-    room = console.width - max(map(len, [*models, "model"])) - GAP
-    for number, block in enumerate(blocks(columns(evaluations), room)):
-        if number:
-            console.print()
-        console.print(_table(models, block))
-    console.print()
+    names = Column("model", {model: model for model in models})
+    for block in blocks(groups(evaluations), console.width - names.width - GAP_BETWEEN_TASKS):
+        for line in _lines(models, [Group("", [names]), *block]):
+            console.print(line, soft_wrap=True)
+        console.print()
     for note in notes(evaluations):
         console.print(Text(note, style="dim"))
 
 
-def columns(evaluations: Sequence["Evaluation"]) -> list[Column]:
-    """The columns, in the order in which the tasks were asked for."""
-    found: dict[tuple[str, str], Column] = {}
+def groups(evaluations: Sequence["Evaluation"]) -> list[Group]:
+    """The columns of each task, in the order in which the tasks were asked for."""
+    values: dict[tuple[str, str], dict[str, str]] = {}
+    published: dict[tuple[str, str], dict[str, str]] = {}
     for evaluation in evaluations:
+        task = " ".join(part for part in (evaluation.task.name, evaluation.task.split) if part)
         for score, value in evaluation.scores.items():
-            task = " ".join(part for part in (evaluation.task.name, evaluation.task.split) if part)
-            column = found.setdefault((task, score), Column(task, TITLES.get(score, score), {}, {}))
-            digits = DIGITS.get(score, 4)
-            name = evaluation.model.name
-            error = evaluation.standard_errors.get(score)
-            column.cells[name] = f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+            name, digits, error = evaluation.model.name, DIGITS.get(score, 4), evaluation.standard_errors.get(score)
+            told = f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+            values.setdefault((task, score), {})[name] = told
             if score in evaluation.published:
-                column.published[name] = _published(evaluation.published[score])
+                told = f"{evaluation.published[score]:g}"  # as many places as were published
+                published.setdefault((task, score), {})[name] = told
+    found: dict[str, Group] = {}
+    for (task, score), cells in values.items():
+        columns = found.setdefault(task, Group(task, [])).columns
+        columns.append(Column(TITLES.get(score, score), cells))
+        if (task, score) in published:
+            columns.append(Column("published", published[task, score], is_published=True))
     return list(found.values())
 
 
-def blocks(columns: Sequence[Column], room: int) -> list[list[Column]]:
-    """The columns in groups that fit into the room; a task's columns stay together where they can."""
-    tasks: dict[str, list[Column]] = {}
-    for column in columns:
-        tasks.setdefault(column.task, []).append(column)
-    found: list[list[Column]] = [[]]
-    for of_task in tasks.values():
-        pieces = [of_task] if _across(of_task) <= room else [[column] for column in of_task]
-        for piece in pieces:
-            if found[-1] and _across([*found[-1], *piece]) > room:
-                found.append([])
-            found[-1] += piece
+def blocks(groups: Sequence[Group], room: int) -> list[list[Group]]:
+    """The groups that stand side by side in the room; one that is too wide for it is cut into several."""
+    found: list[list[Group]] = []
+    for group in groups:
+        pieces = _cut(group, room)
+        is_whole = len(pieces) == 1
+        if found and is_whole and sum(other.width + GAP_BETWEEN_TASKS for other in found[-1]) + group.width <= room:
+            found[-1].append(group)
+        else:
+            found += [[piece] for piece in pieces]
     return found
 
 
@@ -104,32 +128,45 @@ def notes(evaluations: Sequence["Evaluation"]) -> list[str]:
     return [what if names == everyone else f"{what} ({', '.join(names)})" for what, names in models.items()]
 
 
-def _table(models: Sequence[str], block: Sequence[Column]) -> "Table":
-    from rich.table import Table
+def _cut(group: Group, room: int) -> list[Group]:
+    """The group in pieces that fit, a published value in the piece of its score."""
+    pieces: list[Group] = []
+    columns = group.columns
+    for i, column in enumerate(columns):
+        if column.is_published:
+            continue
+        wanted = [column, *columns[i + 1 : i + 2]] if columns[i + 1 :] and columns[i + 1].is_published else [column]
+        if pieces and Group(group.task, [*pieces[-1].columns, *wanted]).width <= room:
+            pieces[-1].columns.extend(wanted)
+        else:
+            pieces.append(Group(group.task, wanted))
+    return pieces
+
+
+def _lines(models: Sequence[str], block: Sequence[Group]) -> "list[Text]":
+    """Two lines of headings and one for each model."""
+    tasks = _line([[(group.task.ljust(group.width), "bold")] for group in block])
+    titles = _line([_row(group, [(column.title, "bold") for column in group.columns]) for group in block])
+    rows = [
+        _line(
+            [_row(group, [(column.cells.get(model, ""), column.style) for column in group.columns]) for group in block]
+        )
+        for model in models
+    ]
+    return [tasks, titles, *rows]
+
+
+def _row(group: Group, cells: Sequence[Cell]) -> list[Cell]:
+    """The cells below a group's name, each as wide as its column."""
+    row: list[Cell] = []
+    for (text, style), column in zip(cells, group.columns, strict=True):
+        row += [(text.ljust(column.width), style), (" " * GAP, "")]
+    return [*row[:-1], (" " * (group.width - group.columns_width), "")]
+
+
+def _line(groups: Sequence[Sequence[Cell]]) -> "Text":
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-    table.add_column(Text("\nmodel"), no_wrap=True)
-    former = ""
-    for column in block:
-        table.add_column(Text(f"{column.task if column.task != former else ''}\n{column.title}"), no_wrap=True)
-        if column.published:
-            table.add_column(Text("\npublished"), style="dim", no_wrap=True)
-        former = column.task
-    for model in models:
-        cells: list[Text] = [Text(model)]
-        for column in block:
-            cells.append(Text(column.cells.get(model, "")))
-            if column.published:
-                cells.append(Text(column.published.get(model, "")))
-        table.add_row(*cells)
-    return table
-
-
-def _across(columns: Sequence[Column]) -> int:
-    return sum(column.width + GAP for column in columns) - GAP
-
-
-def _published(value: float) -> str:
-    """As many places as were published."""
-    return f"{value:g}"
+    line = Text(" " * GAP_BETWEEN_TASKS).join(Text.assemble(*cells) for cells in groups)
+    line.rstrip()
+    return line
