@@ -121,6 +121,18 @@ def test_fewer_tokens_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(Path("runs/byte/evaluations/step-000004-loss-val-100.json").read_text())["items"] == 100
 
 
+def test_a_run_that_scored_a_part_is_told_how_to_repeat_its_number(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = train(run_settings("byte", eval_tokens=100, out="runs/short"))
+    assert command.main(["runs/short", "--json"]) == 0
+    out, told = capsys.readouterr()
+    shutil.rmtree("runs/short/evaluations")
+    assert json.loads(out)[0]["items"] > 100
+    assert "its training scored the first 100 of" in told
+    (result,) = evaluated(capsys, "runs/short", "--eval-tokens", "100")
+    assert result["scores"]["loss"] == outcome.held_out.loss
+    shutil.rmtree("runs/short")
+
+
 def test_tasks_and_loss_come_in_one_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "140")
     tasks = ["--tasks", "loss,hellaswag:5", "--data-dir", "questions"]

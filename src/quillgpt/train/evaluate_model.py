@@ -144,6 +144,10 @@ def _loss(
     text = texts.of(subject, "train", count) if split == "train" else held_out
     if split == "train":
         watcher.say(f"{subject.name}: the train split's first {count:,} tokens, as many as of the held-out text")
+    elif wanted.data is None and subject.own_data is not None and 0 < subject.own_data.eval_tokens < count:
+        fewer = subject.own_data.eval_tokens
+        told = f"its training scored the first {fewer:,} of {count:,} tokens"
+        watcher.say(f"{subject.name}: {told}; --eval-tokens {fewer} repeats that number")
     result = score_loss(
         model,
         subject.tokenizer,

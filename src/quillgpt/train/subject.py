@@ -24,6 +24,7 @@ from quillgpt.recipes import load_recipe, read_toml
 from quillgpt.run_dir import RunDirectory
 from quillgpt.tokenizer import Tokenizer
 from quillgpt.tokenizer.byte_level import GPT2_FINGERPRINT
+from quillgpt.train.open_data import evaluation_tokens
 from quillgpt.train.starting_point import SCRATCH, data_settings
 
 EVALUATIONS = Path("evaluations")
@@ -31,12 +32,16 @@ EVALUATIONS = Path("evaluations")
 
 @dataclass(frozen=True, kw_only=True)
 class OwnData:
-    """Where the data is that a model was trained on: the places to look, how it is made, and what it must be."""
+    """Where the data is that a model was trained on: the places to look, how it is made, and what it must be.
+
+    `eval_tokens`: how many held-out tokens the run's own evaluations score at most, where that is known.
+    """
 
     places: tuple[Path, ...]
     command: str
     about: str = ""
     fingerprint: str = ""
+    eval_tokens: int = 0
 
     def find(self, model: str) -> Path:
         """Its directory; data that is not there, or is not what the model was trained on, is a `DataError`."""
@@ -174,7 +179,12 @@ def _data_of(checkpoint: Checkpoint, source: Source, run: RunDirectory | None) -
     else:
         places = (data_directory(settings, config.model.vocab_size),)
     command = prepare_command(settings, config.model.vocab_size)
-    return OwnData(places=places, command=command, fingerprint=checkpoint.manifest["data"])
+    return OwnData(
+        places=places,
+        command=command,
+        fingerprint=checkpoint.manifest["data"],
+        eval_tokens=evaluation_tokens(config),
+    )
 
 
 def _open_web_text() -> OwnData:
