@@ -13,6 +13,7 @@ from quillgpt import recipes
 from quillgpt.cli.settings import load_settings
 from quillgpt.config import RunConfig, flatten, updated
 from quillgpt.errors import ConfigError
+from quillgpt.evaluate.published_losses import PUBLISHED_LOSSES
 from quillgpt.model.attention import ATTENTION
 from quillgpt.model.attention.gaussian_poly import power_of
 from quillgpt.model.sizes import PUBLISHED_PARAMETERS, parameter_count
@@ -31,6 +32,10 @@ SAID = {
     "finetune-shakespeare": """init=gpt2 source=shakespeare tokenizer=gpt2 lr=3e-05 schedule=constant warmup_steps=0
         steps=20 batch_size=1 gradient_accumulation_steps=32 context_length=1024 dropout=0.0 weight_decay=0.1
         lora_rank=0""",
+    "eval-gpt2": "init=gpt2 eval_only=True source=openwebtext tokenizer=gpt2 batch_size=8 context_length=1024",
+    "eval-gpt2-medium": "init=gpt2-medium eval_only=True source=openwebtext tokenizer=gpt2 batch_size=8",
+    "eval-gpt2-large": "init=gpt2-large eval_only=True source=openwebtext tokenizer=gpt2 batch_size=8",
+    "eval-gpt2-xl": "init=gpt2-xl eval_only=True source=openwebtext tokenizer=gpt2 batch_size=8",
     "gpt2-124m": """n_layer=12 n_head=12 n_embd=768 context_length=1024 dropout=0.0 bias=False
         lr=0.0006 min_lr=6e-05 warmup_steps=2000 weight_decay=0.1 beta1=0.9 beta2=0.95 gradient_clip=1.0
         schedule=cosine decay_steps=0 steps=600000 batch_size=12 batch_tokens=491520
@@ -109,6 +114,12 @@ def test_a_recipe_begins_with_its_name_and_its_command(name: str) -> None:
 @pytest.mark.parametrize("command", [words for name in recipe_names() for words in commands(name)], ids=" ".join)
 def test_a_command_in_a_header_is_understood(command: list[str]) -> None:
     assert load_settings(command).recipe == command[0]
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("eval-")])
+def test_an_evaluation_says_the_published_losses(name: str) -> None:
+    losses = PUBLISHED_LOSSES[load_recipe(name).train.init]
+    assert f"{losses['train']} on the training split, {losses['val']} held out" in header(name)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

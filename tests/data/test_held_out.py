@@ -33,6 +33,16 @@ def test_every_token_but_the_first_is_a_target_once_in_file_order(token_count, w
     assert pairs == [(token, token + 1) for token in range(1, token_count)]
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("token_count", [2, 7, 8, 9, 100])
+def test_after_an_end_of_text_every_token_is_a_target_once(token_count, world_size):
+    plain = make_windows(token_count)
+    windows = HeldOutWindows(plain.dataset, plain.context_length, plain.max_tokens, before=(0,))
+    pairs = scored_pairs(windows, world_size=world_size)
+    assert pairs == [(token, token + 1) for token in range(token_count)]
+    assert windows.target_count == token_count
+
+
 @pytest.mark.parametrize("max_tokens", [1, 7, 8, 9, 50, 99, 100])
 def test_target_count_is_what_the_windows_have(max_tokens):
     windows = make_windows(100, max_tokens=max_tokens)

@@ -81,6 +81,19 @@ def test_a_terminal_shows_every_figure_and_the_curve() -> None:
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_score_of_a_task_is_shown(is_terminal: bool) -> None:
+    output = io.StringIO()
+    screen = Terminal(Console(file=output, force_terminal=is_terminal, width=110, highlight=False, color_system=None))
+    scores = {"piqa_accuracy_norm": 0.615, "piqa_accuracy_norm_standard_error": 0.034}
+    with screen.training(Path("runs/x"), MODEL, CHOICES, REASONS, Position(steps=2)):
+        screen.step(line(1, held_out_loss=4.25, held_out_bits_per_byte=1.5, **scores))
+        screen.step(line(2))  # stays in the live view
+    assert re.search(r"piqa +0\.615 ± 0\.034", output.getvalue())
+    last = output.getvalue().rpartition("step 2 of 2" if is_terminal else "2/2")[2]
+    assert ("piqa" in last) == is_terminal
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
 def test_every_choice_is_shown_with_its_reason(is_terminal: bool) -> None:
     text = shown(is_terminal=is_terminal)
     for words in ("runs/x", "parameters", "64 tokens", "cpu", "bf16", "off", "because", "a note"):

@@ -8,6 +8,7 @@ A LoRA run has adapter.safetensors instead of model.safetensors; its manifest na
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from quillgpt.errors import CheckpointError, ConfigError, nearest
 from quillgpt.model.gpt import GPT
 from quillgpt.model.lora import adapter_tensors
 from quillgpt.pretrained import PUBLISHED
-from quillgpt.pretrained.adapted import Adapter
+from quillgpt.pretrained.adapted import Adapter, merged_fingerprint
 from quillgpt.run_dir import RunDirectory
 from quillgpt.tokenizer import Tokenizer
 
@@ -101,13 +102,13 @@ def save(
     path = run.checkpoints / f"step-{step:06d}"
     if path.exists():
         files.remove_directory(path)
-    weights_file, weights = (MODEL, model_tensors(model)) if adapter is None else (ADAPTER, adapter_tensors(model))
+    weights_file = MODEL if adapter is None else ADAPTER
     contents = {
         CONFIG: lambda: config_toml.encode(),
         RESOLVED: lambda: _json(resolved),
         STATE: lambda: _json(state),
         TOKENIZER: lambda: tokenizer.to_json().encode(),
-        weights_file: lambda: safetensors.torch.save(_on_cpu(weights), metadata={"format": "pt"}),
+        weights_file: lambda: _weights_content(model, adapter),
         OPTIMIZER: lambda: safetensors.torch.save(_on_cpu(optimizer_state)),
     }
     with files.atomic_directory(path) as temporary:
@@ -132,6 +133,12 @@ def save(
         with files.written_file(temporary / MANIFEST) as file:
             file.write(_json(manifest))
     return Checkpoint(path=path, manifest=manifest)
+
+
+def fingerprint_of(model: GPT, adapter: Adapter | None = None) -> str:
+    """The fingerprint that these weights have once they are saved, as `Source.fingerprint` tells it."""
+    file_sha256 = hashlib.sha256(_weights_content(model, adapter)).hexdigest()
+    return file_sha256 if adapter is None else merged_fingerprint(adapter, file_sha256)
 
 
 def model_tensors(model: GPT) -> dict[str, torch.Tensor]:
@@ -244,6 +251,12 @@ def find(where: str | Path, *, model_only: bool = False) -> Checkpoint:
             continue
         return chosen
     raise CheckpointError(f"{path}: no intact checkpoint in it{damage}; `quill train` makes one")
+
+
+def _weights_content(model: GPT, adapter: Adapter | None) -> bytes:
+    """The file of what was trained."""
+    weights = model_tensors(model) if adapter is None else adapter_tensors(model)
+    return safetensors.torch.save(_on_cpu(weights), metadata={"format": "pt"})
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from quillgpt.cli.settings import Settings
 from quillgpt.config import GROUPS, RunConfig, flatten, group_of, meanings
-from quillgpt.data.directory import data_directory
+from quillgpt.data.directory import data_directory, prepare_command
 from quillgpt.data.token_dataset import TokenDataset
 from quillgpt.distributed import ranks_from_environment
 from quillgpt.errors import DataError
@@ -120,6 +120,8 @@ def prepared_data(config: RunConfig) -> tuple[TokenDataset | None, tuple[str, st
         return prepared, ("training data", f"{prepared.token_count:,} tokens", f"in {directory}")
     if config.data.data != "auto":
         return None, ("training data", "missing", f"`quill prepare ... --out {directory}` makes it")
+    if config.train.eval_only:
+        return None, ("data", "missing", f"`{prepare_command(config.data, config.model.vocab_size)}` makes it")
     return None, ("training data", "not prepared yet", f"the run does it first, in {directory}")
 
 

@@ -6,12 +6,16 @@ from quillgpt.cli.settings import Settings, load_settings
 
 
 def main(arguments: list[str]) -> int:
-    """Train by a recipe and flags; with --dry-run only show what would happen."""
+    """Train by a recipe and flags; with --dry-run only show what would happen, with --eval-only only evaluate."""
     settings = load_settings(arguments)
     if settings.is_dry_run:
         from quillgpt.cli.dry_run import show
 
         return show(settings)
+    if settings.config.train.eval_only:
+        from quillgpt.cli.eval import evaluate_run
+
+        return evaluate_run(settings.config)
     return run(settings)
 
 

@@ -29,8 +29,12 @@ class TrainConfig:
     """most held-out tokens in one evaluation"""
     eval_iters: int = 0
     """if above 0: evaluate on eval_iters * batch_size * context_length tokens instead (nanoGPT's unit)"""
+    eval_tasks: str = ""
+    """tasks to score at each evaluation besides the held-out loss, as hellaswag:200,piqa; NAME:200 takes 200 items"""
+    task_data: str = "data/tasks"
+    """directory with the files of the tasks"""
     eval_only: bool = False
-    """evaluate and stop"""
+    """evaluate and stop: the run's best checkpoint, or what it starts from, on both splits"""
     save_every: int = 200
     """steps between checkpoints; 0: only at the end"""
     keep_last: int = 2

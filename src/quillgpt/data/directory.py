@@ -1,10 +1,11 @@
 """Where prepared data lies: one directory for each combination of source and tokenizer, one name everywhere."""
 
 import hashlib
+import shlex
 from pathlib import Path
 
 from quillgpt.config import DataConfig
-from quillgpt.tokenizer import load_tokenizer
+from quillgpt.tokenizer import TOKENIZERS, load_tokenizer
 
 DATA = Path("data")
 
@@ -26,3 +27,16 @@ def data_directory(settings: DataConfig, vocab_size: int) -> Path:
     if details[:4] != ["", "text", "strict", 0] or len(details) > 4:
         name += "-" + hashlib.sha256(repr(details).encode()).hexdigest()[:8]
     return DATA / name
+
+
+def prepare_command(settings: DataConfig, vocab_size: int) -> str:
+    """The command line that makes the data of these settings where `data_directory` says."""
+    words = ["quill", "prepare", settings.source, "--tokenizer", settings.tokenizer]
+    if settings.tokenizer in TOKENIZERS and TOKENIZERS[settings.tokenizer].learns:
+        words += ["--vocab-size", str(vocab_size)]
+    usual = DataConfig()
+    for name in ("path", "text_field", "subset", "documents", "errors", "data"):
+        value = getattr(settings, name)
+        if value != getattr(usual, name):
+            words += [f"--{'out' if name == 'data' else name.replace('_', '-')}", str(value)]
+    return shlex.join(words)

@@ -19,12 +19,14 @@ class HeldOutWindows:
 
     Window i has the inputs from token i * context_length on, and as targets the tokens one later. The last window may
     be shorter: its missing inputs are 0 and its missing targets IGNORED_TARGET. The first token has nothing before it
-    and is no target; every other one up to the limit is a target exactly once.
+    and is no target; every other one up to the limit is a target exactly once. With `before`, as an end of text, the
+    split begins with these tokens, so that every token of its own is a target.
     """
 
     dataset: TokenDataset
     context_length: int
     max_tokens: int
+    before: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self.dataset.check_length(2)
@@ -34,7 +36,7 @@ class HeldOutWindows:
     @property
     def target_count(self) -> int:
         """Number of targets in all windows, padding not counted."""
-        return min(self.dataset.token_count - 1, self.max_tokens)
+        return min(len(self.before) + self.dataset.token_count - 1, self.max_tokens)
 
     @property
     def window_count(self) -> int:
@@ -55,7 +57,9 @@ class HeldOutWindows:
     def _windows(self, first: int, end: int) -> tuple[Tensor, Tensor]:
         start = first * self.context_length
         stop = min(end * self.context_length, self.target_count)
-        tokens = torch.from_numpy(_tokens_between(self.dataset, start, stop + 1))
+        skipped = len(self.before)
+        own = _tokens_between(self.dataset, max(start - skipped, 0), stop + 1 - skipped)
+        tokens = torch.from_numpy(np.concatenate([np.array(self.before[start:], dtype=np.int64), own]))
         shape = (end - first, self.context_length)
         inputs, targets = torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORED_TARGET, dtype=torch.int64)
         inputs.view(-1)[: stop - start] = tokens[:-1]

@@ -102,7 +102,12 @@ def adapted(
         except ValueError as error:
             raise CheckpointError(f"{source.name}: its adapters do not fit the model: {error}") from None
 
-    settings = adapter.settings
-    parts = (adapter.base.weights, source.known_fingerprint, settings.lora_rank, settings.lora_alpha)
-    merged = hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
+    merged = merged_fingerprint(adapter, source.known_fingerprint)
     return dataclasses.replace(source, open_weights=lambda: base().weights, finish=finish, known_fingerprint=merged)
+
+
+def merged_fingerprint(adapter: Adapter, file_sha256: str) -> str:
+    """What stands for the weights that a file of adapters makes of its base."""
+    settings = adapter.settings
+    parts = (adapter.base.weights, file_sha256, settings.lora_rank, settings.lora_alpha)
+    return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()

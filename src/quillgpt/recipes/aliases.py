@@ -59,6 +59,10 @@ RECIPES = {
     "train_gpt2": "gpt2-124m",
     "finetune_shakespeare": "finetune-shakespeare",
     "train_11": "one-layer",
+    "eval_gpt2": "eval-gpt2",
+    "eval_gpt2_medium": "eval-gpt2-medium",
+    "eval_gpt2_large": "eval-gpt2-large",
+    "eval_gpt2_xl": "eval-gpt2-xl",
 }
 """nanoGPT's configuration files, and the smallest of its descendants', and the recipes that do the same.
 

@@ -20,6 +20,7 @@ from quillgpt.optim import state_tensors
 from quillgpt.optim.schedules import learning_rate
 from quillgpt.run_dir import RunDirectory, config_toml
 from quillgpt.train.band_watch import BandWatch
+from quillgpt.train.eval_only import evaluate_only, held_out_of
 from quillgpt.train.guard import Guard, check_weights, stop_unless_finite
 from quillgpt.train.kernel_statistics import KernelMonitor
 from quillgpt.train.metrics import Metrics
@@ -27,7 +28,9 @@ from quillgpt.train.progress import Quiet, Screen
 from quillgpt.train.resolve import DTYPES, check_memory, resolve
 from quillgpt.train.setup import Parts, opened_run, set_up
 from quillgpt.train.signals import stop_requests
+from quillgpt.train.task_scores import TaskScores, ready_tasks
 from quillgpt.train.update import apply_update, gradients
+from quillgpt.train.wanted import Watcher
 from quillgpt.train.write_samples import write_samples
 
 
@@ -57,6 +60,8 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
     ranks = ranks_from_environment()
     screen = screen if screen is not None and ranks.is_first else Quiet()
     settings = config.train
+    if settings.eval_only:
+        return _evaluated(config, ranks, screen)
     with contextlib.ExitStack() as stack:
         machine = detect()
         choices, reasons = resolve(config, machine, ranks)
@@ -69,11 +74,12 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
                 device=choices.device,
             )
         )
+        tasks = ready_tasks(config, ranks, screen.say)
         run = stack.enter_context(opened_run(settings.out, ranks))
         parts = set_up(run, config, choices, ranks, screen)
         model, optimizer, position, choices = parts.model, parts.optimizer, parts.position, parts.choices
-        if settings.eval_only or position.step >= position.steps:
-            return _already_done(run, parts, ranks, screen, eval_only=settings.eval_only)
+        if position.step >= position.steps:
+            return _already_done(run, parts, ranks, screen)
         metrics = stack.enter_context(
             Metrics(run, config, model.config, choices, position, is_first=ranks.is_first, say=screen.say)
         )
@@ -82,6 +88,7 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
         guard = Guard(position.non_finite_in_a_row)
         monitor = KernelMonitor(model=model, choices=choices, is_first=ranks.is_first, say=screen.say)
         watch = BandWatch(run, config, parts.data.train.fingerprint, is_first=ranks.is_first, say=screen.say)
+        scores = TaskScores(tasks, Path(settings.task_data), run, parts, ranks, screen.say)
         held_out: HeldOutLoss | None = None
 
         while position.step < position.steps:
@@ -123,6 +130,8 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
                 if is_best:
                     position.best_loss = held_out.loss
             line = metrics.line(position, loss=loss, lr=lr, norm=norm, applied=applied, held_out=held_out)
+            if held_out is not None:
+                line |= scores.at(position)
             if held_out is not None or every(position.step, settings.log_every):
                 metrics.write(line | monitor.look(inputs, position.step) | watch.judged(line))
             screen.step(line | watch.told())
@@ -172,13 +181,18 @@ def _evaluate(parts: Parts, ranks: Ranks) -> HeldOutLoss:
     )
 
 
-def _already_done(run: RunDirectory, parts: Parts, ranks: Ranks, screen: Screen, *, eval_only: bool) -> Outcome:
-    """Evaluate and return, for a run that has no steps left or was only to be evaluated."""
+def _already_done(run: RunDirectory, parts: Parts, ranks: Ranks, screen: Screen) -> Outcome:
+    """Evaluate and return, for a run that has no steps left."""
     position = parts.position
-    if not eval_only:
-        screen.say(f"{run.path} is finished: {position.step:,} of {position.steps:,} steps; raise --steps to go on")
-    held_out = _evaluate(parts, ranks)
-    return Outcome(run=run.path, step=position.step, held_out=held_out)
+    screen.say(f"{run.path} is finished: {position.step:,} of {position.steps:,} steps; raise --steps to go on")
+    return Outcome(run=run.path, step=position.step, held_out=_evaluate(parts, ranks))
+
+
+def _evaluated(config: RunConfig, ranks: Ranks, screen: Screen) -> Outcome:
+    """Evaluate and return, for a run that is only to be evaluated."""
+    evaluations = evaluate_only(config, ranks, Watcher(say=screen.say))
+    step = evaluations[0].model.step or 0
+    return Outcome(run=Path(config.train.out), step=step, held_out=held_out_of(evaluations))
 
 
 def _save(run: RunDirectory, config: RunConfig, parts: Parts, held_out: HeldOutLoss | None) -> None:

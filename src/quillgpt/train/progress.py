@@ -14,6 +14,7 @@ from rich.text import Text
 
 from quillgpt.config import ModelConfig
 from quillgpt.data.text_to_shards import Progress
+from quillgpt.evaluate.score_columns import scores_told
 from quillgpt.model.lora import adapter_parameter_count
 from quillgpt.model.sizes import parameter_count
 from quillgpt.train.curve import curve
@@ -152,6 +153,7 @@ class Terminal:
         text += f"  {line['tokens_per_second']:>9,.0f} tokens/s  left {clock(self._seconds_left(line))}"
         if "held_out_loss" in line:
             text += f"  held out {line['held_out_loss']:.4f} ({line['held_out_bits_per_byte']:.3f} bits/byte)"
+            text += "".join(f"  {task} {score}" for task, score in scores_told(line))
         return f"{text}  {line['band']}" if line.get("band") else text
 
     def _view(self, line: Mapping[str, Any]) -> RenderableType:
@@ -176,6 +178,8 @@ class Terminal:
         )
         figures.add_row("held out", held_out, "memory", f"{line['memory_bytes'] / 1e9:.2f} GB")
         figures.add_row("gradient", f"{line['gradient_norm']:.2f}", "rate", f"{line['lr']:.2e}, MFU {mfu}")
+        for task, score in scores_told(self._held_out):
+            figures.add_row(task, f"{score}  at step {self._held_out['step']:,}", "", "")
         shape = curve(self._losses, width=CURVE_WIDTH, height=CURVE_HEIGHT)
         band = Text(line.get("band", ""), style="yellow" if "check" in line.get("band", "") else "dim")
         return Group("", top, figures, *([band] if band else []), Text("\n".join(shape), style="cyan", no_wrap=True))

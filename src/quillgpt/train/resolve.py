@@ -13,6 +13,7 @@ from quillgpt.config import ModelConfig, RunConfig, TrainConfig, flatten
 from quillgpt.data.sources import SOURCES
 from quillgpt.distributed import Ranks
 from quillgpt.errors import ConfigError, OutOfMemory, pick
+from quillgpt.evaluate.tasks import chosen_tasks
 from quillgpt.hardware import Machine
 from quillgpt.model.attention import find_attention
 from quillgpt.model.lora import adapter_parameter_count
@@ -99,6 +100,8 @@ def check_menus(config: RunConfig) -> None:
     ]
     for setting, menu in named:
         pick(menu, str(flatten(config)[setting]), setting)
+    if config.train.eval_tasks:
+        chosen_tasks(config.train.eval_tasks)
 
 
 def check_memory(config: RunConfig, choices: Choices, machine: Machine, ranks: Ranks) -> None:

@@ -12,7 +12,7 @@ from quillgpt.errors import CheckpointError
 from quillgpt.recipes import read_toml
 from quillgpt.train.resolve import Choices
 
-FREE_OF_BITS = {"data", "out", "fresh", "track", "track_project", "track_name", "init"}
+FREE_OF_BITS = {"data", "out", "fresh", "track", "track_project", "track_name", "init", "eval_tasks", "task_data"}
 CHOSEN = {
     "device": "device",
     "dtype": "dtype",

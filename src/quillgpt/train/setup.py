@@ -83,7 +83,7 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
     position, choices = _begin(config, choices, found, data, say)
     check_rows(choices.rows, ranks)
     _check_same_start(run, position, choices, ranks)
-    _set_up_torch(choices)
+    set_up_torch(choices.device, threads=choices.threads, matmul_precision=choices.matmul_precision)
     shape = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
     model, adapter = starting_model(config, shape, choices.device, source, found)
     position.steps = _steps(config, position, choices, ranks, model, data, say)
@@ -148,7 +148,7 @@ def _steps(
     """The step to train to: the checkpoint's, as asked, or as many as fit into the minutes from here."""
     if position.steps:
         return position.steps
-    if not config.train.minutes or config.train.eval_only:
+    if not config.train.minutes:
         return config.train.steps
     steps = steps_for_minutes(config, choices, model, data) if ranks.is_first else 0
     steps = position.step + from_first(steps, ranks, torch.device(choices.device))
@@ -156,11 +156,11 @@ def _steps(
     return steps
 
 
-def _set_up_torch(choices: Choices) -> None:
+def set_up_torch(device: str, *, threads: int, matmul_precision: str) -> None:
     """The process-wide settings that change bits: threads, TF32, and on a CPU deterministic algorithms."""
-    torch.set_num_threads(choices.threads)
-    torch.set_float32_matmul_precision(choices.matmul_precision)
-    if choices.device == "cpu":
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(matmul_precision)
+    if device == "cpu":
         torch.use_deterministic_algorithms(True)
         # Filling new memory costs time and is not what determinism needs. (A property the type checker cannot see.)
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore

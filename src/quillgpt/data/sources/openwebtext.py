@@ -9,6 +9,7 @@ from quillgpt.data.sources.parquet import column_bytes
 
 HUB_NAME = "Skylion007/openwebtext"
 TEXT_BYTES = 39_800_000_000
+TOKENS = 9_040_000_000  # with GPT-2's tokenizer; from nanoGPT's data/openwebtext/readme.md
 
 
 class OpenWebText:
