@@ -11,6 +11,7 @@ COMMANDS = {
     "prepare": ("quillgpt.cli.prepare", "turn text into a directory of tokens"),
     "tokenizer": ("quillgpt.cli.tokenizer", "train a tokenizer, or look at how text is cut into tokens"),
     "train": ("quillgpt.cli.train", "train a model by a recipe; run it again to continue"),
+    "compare": ("quillgpt.cli.compare", "hold runs against each other: is the difference more than noise?"),
     "sample": ("quillgpt.cli.sample", "write text with a trained model"),
     "encrypt-check": (
         "quillgpt.cli.encrypt_check",
