@@ -3,16 +3,21 @@
 from quillgpt.cli.output import run_console
 from quillgpt.cli.prepare import progress_display
 from quillgpt.cli.settings import Settings, load_settings
+from quillgpt.cli.train_seeds import plan, repeats, run_repeats, without_seeds
 
 
 def main(arguments: list[str]) -> int:
-    """Train by a recipe and flags; with --dry-run only show what would happen."""
-    settings = load_settings(arguments)
+    """Train by a recipe and flags, with --seeds several times; with --dry-run only show what would happen."""
+    words, seeds = without_seeds(arguments)
+    settings = load_settings(words)
+    configs = repeats(settings, seeds) if seeds else []
     if settings.is_dry_run:
         from quillgpt.cli.dry_run import show
 
-        return show(settings)
-    return run(settings)
+        code = show(settings)
+        print("\n".join(["", *plan(configs)] if configs else []), end="\n" if configs else "")
+        return code
+    return run_repeats(configs) if configs else run(settings)
 
 
 def run(settings: Settings) -> int:

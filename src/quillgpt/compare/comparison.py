@@ -22,7 +22,7 @@ from quillgpt.compare.readings import (
     planned_steps,
     steps_done,
 )
-from quillgpt.compare.verdict import Contrast, Verdict, verdict_on
+from quillgpt.compare.verdict import Contrast, Verdict, verdict_on, verdict_on_one
 from quillgpt.config import Scalar, group_of
 from quillgpt.errors import CheckpointError, ConfigError
 from quillgpt.run_record import RunRecord, read_run
@@ -72,14 +72,18 @@ def compare_runs(runs: Sequence[str | Path]) -> Comparison:
     found = measures(groups, [*([TRAINING] if is_one_text else []), held_out])
     ends = [at_the_end(groups, name) for name in dict.fromkeys((held_out, BITS_PER_BYTE))]
     found += [measure for measure in ends if any(sample.n for sample in measure.samples)]
-    deciding = _adjusted(_contrasts(groups, _deciding_order(found, held_out), is_first_only=True))
+    order = _deciding_order(found, held_out)
+    deciding = _adjusted(_contrasts(groups, order, is_first_only=True))
+    verdicts = [verdict_on(contrast) for contrast in deciding]
+    if len(groups) == 1:
+        verdicts = [verdict_on_one(groups[0], order[0])]
     return Comparison(
         groups=groups,
         differing=differing(groups),
         besides=differing_besides(groups),
         measures=found,
-        contrasts=_contrasts(groups, _deciding_order(found, held_out), is_first_only=False),
-        verdicts=[verdict_on(contrast) for contrast in deciding],
+        contrasts=_contrasts(groups, order, is_first_only=False),
+        verdicts=verdicts,
         notes=[*notes, *more_notes, *_remarks(groups, is_one_text=is_one_text)],
     )
 

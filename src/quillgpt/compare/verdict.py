@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quillgpt.compare.difference import MOST_SEEDS, Interval, Sample, seeds_needed
-from quillgpt.compare.groups import Group
+from quillgpt.compare.groups import Group, seed_of
 from quillgpt.compare.readings import END, HELD_OUT, TRAINING, Measure, has_diverged, planned_steps
 from quillgpt.run_record import RunRecord
 
@@ -60,11 +60,11 @@ def verdict_on(contrast: Contrast) -> Verdict:
     word, needed, commands = contrast.word, 0, ()
     if diverged:
         word = NONE
-        sentence = f"{_names(diverged)} diverged, and a mean over the others would be flattering"
+        sentence = f"{_names(diverged)} diverged, and the mean of the others would flatter"
     elif few:
         word = NONE
         have = " and ".join(f"{group.name} has one seed" for group in few)
-        sentence = f"{have}, and one run does not tell a difference from the luck of its seed; repeat with other seeds"
+        sentence = f"{have}, and one run does not tell a difference from the luck of its seed. Repeat with other seeds"
         commands = repeats(contrast, ENOUGH_SEEDS)
     else:
         sentence = _found(contrast)
@@ -76,10 +76,25 @@ def verdict_on(contrast: Contrast) -> Verdict:
         group=other.name,
         baseline=baseline.name,
         word=word,
-        sentence=f"{_opening(word, baseline, other)}: {sentence}.",
+        sentence=f"{_opening(word, baseline, other)}. {sentence}.",
         seeds_needed=needed if needed <= MOST_SEEDS else 0,
         commands=tuple(commands),
     )
+
+
+def verdict_on_one(group: Group, measure: Measure) -> Verdict:
+    """The verdict where there is nothing but one experiment."""
+    sample = measure.samples[0]
+    figure = f"{place(measure)} {sample.mean:.4f}"
+    if sample.n > 1:
+        word = INSIDE
+        sentence = (
+            f"Inside the noise: the {sample.n} runs differ in nothing but the seed, so what lies between them is the "
+            f"noise itself. Held out {figure} ± {sample.standard_deviation:.4f} {unit(measure)}."
+        )
+    else:
+        word, sentence = NONE, f"No verdict: only one run can be used. Held out {figure} {unit(measure)}."
+    return Verdict(group=group.name, baseline=group.name, word=word, sentence=sentence, seeds_needed=0, commands=())
 
 
 def unit(measure: Measure) -> str:
@@ -107,12 +122,9 @@ def signed(number: float) -> str:
     return f"{number:+.4f}" if number == 0 or abs(number) >= 5e-4 else f"{number:+.2g}"
 
 
-def described(interval: Interval) -> str:
-    """The interval in words."""
-    return (
-        f"95 % interval {signed(interval.low)} to {signed(interval.high)}, {interval.method}, "
-        f"{interval.degrees_of_freedom:.3g} degrees of freedom"
-    )
+def span(interval: Interval) -> str:
+    """The ends of an interval."""
+    return f"{signed(interval.low)} to {signed(interval.high)}"
 
 
 def repeats(contrast: Contrast, target: int) -> list[str]:
@@ -121,7 +133,8 @@ def repeats(contrast: Contrast, target: int) -> list[str]:
     wanted = set(groups[0].seeds) | set(groups[1].seeds)
     while len(wanted) < target:
         wanted.add(max(wanted) + 1)
-    return [command for group in groups for command in _repeats_of(group, wanted - set(group.seeds))]
+    have = [{seed_of(run) for run in (*group.runs, *group.left_out)} for group in groups]
+    return [command for group, seeds in zip(groups, have, strict=True) for command in _repeats_of(group, wanted - seeds)]
 
 
 def _repeats_of(group: Group, seeds: Collection[int]) -> list[str]:
@@ -148,27 +161,22 @@ def _opening(word: str, baseline: Group, other: Group) -> str:
 
 
 def _found(contrast: Contrast) -> str:
+    """What was measured, its interval, and what the several comparisons make of it."""
     measure, interval = contrast.measure, contrast.intervals[0]
-    what = "held-out loss" if measure.name == HELD_OUT else "held-out bits per byte"
+    what = "Held-out loss" if measure.name == HELD_OUT else "Held-out text"
     if interval.difference == interval.low == interval.high == 0:
-        return f"with the same seeds the {what} is the same to the last digit, so what differs has no effect on it"
-    text = f"its {what} {place(measure)} is {_without_sign(interval.difference, unit(measure))} ({described(interval)})"
-    text += "".join(f"; {described(other)}" for other in contrast.intervals[1:])
+        return f"{what} {place(measure)} is the same to the last digit, seed by seed: what differs has no effect on it"
+    method = f"{interval.method}, {interval.degrees_of_freedom:.3g} degrees of freedom"
+    method += "".join(f"; {other.method}'s is {span(other)}" for other in contrast.intervals[1:])
+    difference = f"{contrast.other.name} - {contrast.baseline.name} = {signed(interval.difference)} {unit(measure)}"
+    text = f"{what} {place(measure)}: {difference}, 95 % interval {span(interval)} ({method})"
     if contrast.comparisons > 1 and contrast.word == INSIDE and interval.p < SIGNIFICANCE:
-        text += f"; the interval excludes 0, but it is one of {contrast.comparisons}, and Holm's p is {contrast.p:.2g}"
+        text += f". That excludes 0, but it is one of {contrast.comparisons} comparisons (Holm's p {contrast.p:.2g})"
     return text
-
-
-def _without_sign(difference: float, of: str) -> str:
-    """A difference without its sign."""
-    return f"{signed(abs(difference))[1:]} {of} {'lower' if difference < 0 else 'higher'}"
 
 
 def _more_seeds(contrast: Contrast, needed: int) -> str:
     if needed > MOST_SEEDS:
         return f". More than {MOST_SEEDS} seeds each would be needed to tell so small a difference from none"
-    fewest = min(sample.n for sample in contrast.samples)
-    return (
-        f". If difference and spread stay what they are, about {needed} seeds each would settle it "
-        f"({max(1, needed - fewest)} more)"
-    )
+    more = max(1, needed - min(sample.n for sample in contrast.samples))
+    return f". About {needed} seeds each ({more} more) would settle it, if difference and spread stay what they are"
