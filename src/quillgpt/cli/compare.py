@@ -1,4 +1,4 @@
-"""`quill compare RUN_A RUN_B ...`: what differs, losses at equal places, and whether the difference is more than noise."""
+"""`quill compare RUN_A RUN_B ...`: what differs, losses at equal places, whether the difference is more than noise."""
 
 import glob
 import json
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from quillgpt.compare.verdict import Contrast
 
 PIPE_COLUMNS = 120  # a pipe has no width of its own
+WIDEST_LABEL = 18
 DESCRIPTION = """\
 Compare runs: those that differ in nothing but the seed are one group, and each group is held against the first.
 
@@ -140,29 +141,30 @@ def losses_tables(comparison: "Comparison") -> list["Table"]:
     from quillgpt.compare.readings import END, HELD_OUT, TRAINING
     from quillgpt.compare.verdict import place, unit
 
+    titles = {TRAINING: "training loss", HELD_OUT: "held-out loss"}
     tables = []
     ends = [measure for measure in comparison.measures if measure.over == END]
     for name in dict.fromkeys(measure.name for measure in comparison.measures if measure.over != END):
         columns = [measure for measure in comparison.measures if measure.name == name and measure.over != END]
-        what = "training loss" if name == TRAINING else "held-out loss" if name == HELD_OUT else "held-out text"
-        tables.append(_losses(comparison, f"{what}, {unit(columns[0])}", columns, [place(one) for one in columns]))
+        title = f"{titles.get(name, 'held-out text')}, {unit(columns[0])}"
+        tables.append(_losses(comparison, title, columns, [place(measure) for measure in columns]))
     if ends:
         tables.append(_losses(comparison, "held out, at the end", ends, [unit(measure) for measure in ends]))
     return tables
 
 
-def _losses(
-    comparison: "Comparison", title: str, columns: Sequence["Measure"], headings: Sequence[str]
-) -> "Table":
-    table = _table(title, *headings)
-    for place, group in enumerate(comparison.groups):
-        table.add_row(group.name, *(mean_and_deviation(measure.samples[place]) for measure in columns))
+def _losses(comparison: "Comparison", title: str, columns: Sequence["Measure"], headings: Sequence[str]) -> "Table":
+    table = _table(WIDEST_LABEL * " ", *headings, title=title)
+    for number, group in enumerate(comparison.groups):
+        table.add_row(
+            f"{group.name}  {group.label}"[:WIDEST_LABEL], *(figure(measure.samples[number]) for measure in columns)
+        )
     return table
 
 
 def contrasts_table(comparison: "Comparison") -> "Table":
     """Each group against the baseline by each held-out measure."""
-    from quillgpt.compare.verdict import place, signed
+    from quillgpt.compare.verdict import place, signed, span, unit
 
     def row(contrast: "Contrast") -> list[str]:
         who = f"{contrast.other.name} - {contrast.baseline.name} {place(contrast.measure)}"
@@ -170,30 +172,29 @@ def contrasts_table(comparison: "Comparison") -> "Table":
             low, high = contrast.samples[0].mean, contrast.samples[1].mean
             return [who, signed(high - low), "", contrast.word]
         interval = contrast.intervals[0]
-        return [
-            who,
-            signed(interval.difference),
-            f"{signed(interval.low)} to {signed(interval.high)}",
-            contrast.word,
-        ]
+        return [who, signed(interval.difference), span(interval), contrast.word]
 
-    table = _table("held-out difference", "", "95 % interval", "")
+    table = _table(
+        "", "difference", "95 % interval", "", left=1, title=f"held out, {unit(comparison.contrasts[0].measure)}"
+    )
     for contrast in comparison.contrasts:
         table.add_row(*row(contrast))
     return table
 
 
-def _table(*headings: str, left: int = 1) -> "Table":
+def _table(*headings: str, left: int = 1, title: str = "") -> "Table":
     """An empty table without lines; the first columns are text, the others numbers."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+    if title:
+        table.title, table.title_justify, table.title_style = title, "left", "bold"
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number < left else "right")
     return table
 
 
-def mean_and_deviation(sample: "Sample") -> str:
+def figure(sample: "Sample") -> str:
     """A sample as it is printed: 2.4220 ± 0.0352; the number alone where there is one; a dash of none."""
     if not sample.n:
         return "-"

@@ -50,7 +50,9 @@ def repeats(settings: Settings, seeds: int) -> list[RunConfig]:
         raise ConfigError(f"{FLAG} trains, and eval_only does not; leave one of them out")
     base = base_directory(settings)
     if settings.origins.get("out", "").startswith("flag") and RunDirectory(base).config.exists():
-        raise ConfigError(f"{base} holds a run; {FLAG} makes {base}-seed-{config.train.seed}, ...: choose another --out")
+        raise ConfigError(
+            f"{base} holds a run; {FLAG} makes {base}-seed-{config.train.seed}, ...: choose another --out"
+        )
     found = []
     for seed in range(config.train.seed, config.train.seed + seeds):
         out = f"{base}-seed-{seed}"
@@ -133,7 +135,11 @@ def run_repeats(configs: list[RunConfig]) -> int:
     again = "run the same command again to continue"
     with stopping_at_once(f"stopped between two runs; {again}"):
         for place, config in enumerate(configs):
-            if config.train.minutes and (place or recorded(config) is None) and (steps := steps_already_chosen(configs)):
+            if (
+                config.train.minutes
+                and (place or recorded(config) is None)
+                and (steps := steps_already_chosen(configs))
+            ):
                 config = updated(config, {"steps": steps, "minutes": 0.0}, where=FLAG)
             heading = f"run {place + 1} of {len(configs)}, seed {config.train.seed}: {config.train.out}"
             if is_done(config, recorded(config)) and not config.train.fresh:

@@ -118,10 +118,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _interval(method: str, difference: float, standard_error: float, degrees: float) -> Interval:
     half_width = two_sided_quantile(CONFIDENCE, degrees) * standard_error
-    if standard_error:
-        p = two_sided_p(difference / standard_error, degrees)
-    else:
-        p = 0.0 if difference else 1.0
+    without_spread = 0.0 if difference else 1.0
+    p = two_sided_p(difference / standard_error, degrees) if standard_error else without_spread
     return Interval(
         method=method,
         difference=difference,

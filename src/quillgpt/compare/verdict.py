@@ -134,7 +134,9 @@ def repeats(contrast: Contrast, target: int) -> list[str]:
     while len(wanted) < target:
         wanted.add(max(wanted) + 1)
     have = [{seed_of(run) for run in (*group.runs, *group.left_out)} for group in groups]
-    return [command for group, seeds in zip(groups, have, strict=True) for command in _repeats_of(group, wanted - seeds)]
+    return [
+        command for group, seeds in zip(groups, have, strict=True) for command in _repeats_of(group, wanted - seeds)
+    ]
 
 
 def _repeats_of(group: Group, seeds: Collection[int]) -> list[str]:
