@@ -166,19 +166,15 @@ def contrasts_table(comparison: "Comparison") -> "Table":
     """Each group against the baseline by each held-out measure."""
     from quillgpt.compare.verdict import place, signed, span, unit
 
-    def row(contrast: "Contrast") -> list[str]:
-        who = f"{contrast.other.name} - {contrast.baseline.name} {place(contrast.measure)}"
-        if not contrast.intervals:
-            low, high = contrast.samples[0].mean, contrast.samples[1].mean
-            return [who, signed(high - low), "", contrast.word]
-        interval = contrast.intervals[0]
-        return [who, signed(interval.difference), span(interval), contrast.word]
-
-    table = _table(
-        "", "difference", "95 % interval", "", left=1, title=f"held out, {unit(comparison.contrasts[0].measure)}"
-    )
+    title = f"difference of held-out loss, {unit(comparison.contrasts[0].measure)}"
+    table = _table("", "", "95 % interval", title=title)
     for contrast in comparison.contrasts:
-        table.add_row(*row(contrast))
+        baseline, other = contrast.samples
+        table.add_row(
+            f"{contrast.other.name} - {contrast.baseline.name}  {place(contrast.measure)}",
+            signed(other.mean - baseline.mean),
+            span(contrast.intervals[0]) if contrast.intervals else "needs more seeds",
+        )
     return table
 
 

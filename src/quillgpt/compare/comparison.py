@@ -84,7 +84,7 @@ def compare_runs(runs: Sequence[str | Path]) -> Comparison:
         measures=found,
         contrasts=_contrasts(groups, order, is_first_only=False),
         verdicts=verdicts,
-        notes=[*notes, *more_notes, *_remarks(groups, is_one_text=is_one_text)],
+        notes=[*notes, *more_notes, *_remarks(groups, found, is_one_text=is_one_text), *_count(deciding)],
     )
 
 
@@ -161,7 +161,18 @@ def _adjusted(contrasts: Sequence[Contrast]) -> list[Contrast]:
     ]
 
 
-def _remarks(groups: Sequence[Group], *, is_one_text: bool) -> list[str]:
+def _count(contrasts: Sequence[Contrast]) -> list[str]:
+    """How many comparisons were made, where they are several."""
+    count = sum(bool(contrast.intervals) for contrast in contrasts)
+    if count < 2:
+        return []
+    return [
+        f"{count} comparisons with A: one interval in 20 excludes 0 by chance alone, so the verdicts go by Holm's "
+        "p-values, which allow for their number"
+    ]
+
+
+def _remarks(groups: Sequence[Group], found: Sequence[Measure], *, is_one_text: bool) -> list[str]:
     """What the reader has to know of the groups beside their numbers."""
     differences, remarks = differing(groups), []
     if not is_one_text:
@@ -176,6 +187,10 @@ def _remarks(groups: Sequence[Group], *, is_one_text: bool) -> list[str]:
         remarks.append("only the steps differ, chosen by --minutes; --seeds N makes repeats of equal length")
     elif "steps" in differences:
         remarks.append("the groups differ in length: at equal places a run in mid-schedule meets one at its end")
+    if not any(measure.over == "elapsed_seconds" and measure.name != TRAINING for measure in found):
+        remarks.append(
+            "no equal seconds: no time was reached by all runs between two evaluations; --eval-every makes some"
+        )
     if differing_besides(groups):
         remarks.append("the groups did not run on equal machines or threads, so equal seconds are not equal work")
     return remarks
