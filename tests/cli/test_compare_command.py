@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic_runs import write_group, write_run
 
 import quillgpt
 from quillgpt.cli import compare
 from quillgpt.cli import main as command_line
 from quillgpt.recipes import load_recipe
+from synthetic_runs import write_group, write_run
 
 BASE = {1337: 3.00, 1338: 3.02, 1339: 2.98}
 BETTER = {1337: 2.81, 1338: 2.82, 1339: 2.78}

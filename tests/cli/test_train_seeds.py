@@ -1,4 +1,4 @@
-"""`quill train RECIPE --seeds N`: ordinary runs in turn, skipped when finished, continued when stopped, equally long."""
+"""`quill train RECIPE --seeds N`: ordinary runs in turn, skipped when finished, continued when stopped."""
 
 import json
 import os

@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 
 import pytest
-from synthetic_runs import NATS_TO_BITS_PER_BYTE, write_group, write_run
 
 from quillgpt.compare import Comparison, compare_runs
 from quillgpt.errors import CheckpointError, ConfigError
+from synthetic_runs import NATS_TO_BITS_PER_BYTE, write_group, write_run
 
 BASE = {1: 3.00, 2: 3.02, 3: 2.98, 4: 3.01}
 OTHER_DATA = {"data": {"fingerprint": "e" * 64, "tokenizer": "gpt2", "vocab_size": 50257, "held_out_tokens": 9_000}}
@@ -217,14 +217,20 @@ def test_the_json_has_all_of_it_and_no_nan(tmp_path: Path) -> None:
     written = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert [group["name"] for group in written["groups"]] == ["A", "B"]
     assert written["groups"][1]["runs"][0] == {
-        **{"path": str(tmp_path / "g1-seed-1"), "seed": 1, "step": 100, "steps": 100},
-        **{"finished": True, "used": True},
+        "path": str(tmp_path / "g1-seed-1"),
+        "seed": 1,
+        "step": 100,
+        "steps": 100,
+        "finished": True,
+        "used": True,
     }
     end = next(one for one in written["measures"] if (one["name"], one["over"]) == ("held_out_bits_per_byte", "end"))
     assert end["groups"]["A"]["mean"] == pytest.approx(3.0025 * NATS_TO_BITS_PER_BYTE)
     assert end["groups"]["B"] == {
-        **{"mean": pytest.approx(2.9 * NATS_TO_BITS_PER_BYTE), "standard_deviation": None},
-        **{"n": 1, "by_seed": {"1": pytest.approx(4.35)}},
+        "mean": pytest.approx(2.9 * NATS_TO_BITS_PER_BYTE),
+        "standard_deviation": None,
+        "n": 1,
+        "by_seed": {"1": pytest.approx(4.35)},
     }
     assert written["verdicts"][0]["verdict"] == "no verdict"
     assert written["contrasts"][0]["intervals"] == []

@@ -1,4 +1,4 @@
-"""Intervals against scipy's, and against what they promise: how often they hold the truth, over many simulated pairs."""
+"""Intervals against scipy's, and against what they promise: how often they hold the truth."""
 
 import math
 
@@ -18,7 +18,7 @@ from quillgpt.compare.difference import (
 )
 from quillgpt.compare.student_t import two_sided_quantile
 
-SIMULATED = 600
+SIMULATED = 1000
 
 
 def sample(values, first_seed: int = 1) -> Sample:
@@ -64,7 +64,7 @@ def interval(baseline: Sample, other: Sample) -> Interval:
 def test_the_interval_holds_the_truth_in_95_of_100(
     n: int, spread: float, shared: float, first_seed: int, difference: float
 ) -> None:
-    """With no difference, what is outside is a false verdict: about 5 of 100. Two standard errors here are 0.018."""
+    """With no difference, what is outside is a false verdict: about 5 of 100. Two standard errors here are 0.014."""
     random = np.random.default_rng(7)
     held = 0
     for _ in range(SIMULATED):
@@ -74,7 +74,7 @@ def test_the_interval_holds_the_truth_in_95_of_100(
         found = interval(baseline, other)
         held += found.low <= difference <= found.high
         assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
-    assert 0.93 <= held / SIMULATED <= 0.972
+    assert 0.935 <= held / SIMULATED <= 0.97
 
 
 def test_pairs_decide_where_both_have_the_same_three_seeds_or_more() -> None:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from synthetic_runs import write_group, write_run
 
 from quillgpt.compare.groups import NOT_THE_EXPERIMENT, common_name, differing, differing_besides, grouped, letters
 from quillgpt.config import flatten, group_of
 from quillgpt.recipes import load_recipe
 from quillgpt.run_record import RunRecord, read_run
+from synthetic_runs import write_group, write_run
 
 DEBUG = flatten(load_recipe("debug"))
 RESOLVED = {"batch_tokens", "batch_size", "gradient_accumulation_steps", "minutes", "steps", "vocab_size"} | {
@@ -18,8 +18,8 @@ RESOLVED = {"batch_tokens", "batch_size", "gradient_accumulation_steps", "minute
 """settings in whose place a run's environment.json says what they came to"""
 AS_ASKED = sorted(DEBUG.keys() - RESOLVED - NOT_THE_EXPERIMENT - {"seed"})
 OTHER_TEXT = {
-    **{"attention": "gaussian", "mlp": "relu2", "norm": "rmsnorm", "position": "rotary", "schedule": "linear"},
-    **{"init": "gpt2", "float32_matmul_precision": "highest", "optimizer": "adamw2"},
+    "float32_matmul_precision": "highest",
+    "init": "gpt2",
 }
 
 

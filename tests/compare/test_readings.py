@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_runs import write_run
 
 from quillgpt.compare.groups import grouped
 from quillgpt.compare.readings import (
@@ -23,6 +22,7 @@ from quillgpt.compare.readings import (
     steps_done,
 )
 from quillgpt.run_record import read_run
+from synthetic_runs import write_run
 
 
 def series(*points: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:

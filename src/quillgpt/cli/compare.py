@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from quillgpt.compare import Comparison
     from quillgpt.compare.difference import Sample
     from quillgpt.compare.readings import Measure
-    from quillgpt.compare.verdict import Contrast
 
 PIPE_COLUMNS = 120  # a pipe has no width of its own
 WIDEST_LABEL = 18
