@@ -50,7 +50,7 @@ def test_the_tables_fit_and_say_what_is_known(
     text = printed(capsys, "runs/base-seed-*", "runs/relu2-seed-*")
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert max(map(len, text.splitlines())) <= columns
-    assert lines[1:3] == ["A base 1337-1339 100 100,000 10.0", "B relu2 1337-1339 100 100,000 20.0"]
+    assert lines[1:3] == ["A base 1337-1339 3 100 100,000 10.0", "B relu2 1337-1339 3 100 100,000 20.0"]
     assert "mlp gelu relu2" in lines
     held_out = lines.index("held-out loss, nats per token")
     assert lines[held_out + 1 : held_out + 4] == [

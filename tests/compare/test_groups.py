@@ -164,5 +164,6 @@ def test_a_group_is_called_what_its_runs_are(tmp_path: Path) -> None:
     groups, _ = grouped(records(*write_group(tmp_path / "base", {1: 3.0, 2: 3.0})))
     assert groups[0].label == "base"
     assert common_name(["base-seed-1"]) == "base-seed-1"
+    assert common_name(["base-1", "base-2"]) == "base-*"
     assert common_name(["a", "b", "c"]) == "a and 2 more"
     assert [letters(number) for number in (0, 1, 25, 26, 27, 701, 702)] == ["A", "B", "Z", "AA", "AB", "ZZ", "AAA"]

@@ -95,7 +95,8 @@ def print_comparison(console: "Console", comparison: "Comparison") -> None:
     console.print()
     for verdict in comparison.verdicts:
         style = {"better": "bold green", "worse": "bold red"}.get(verdict.word, "bold")
-        console.print(Text(verdict.sentence, style=style))
+        opening, stop, rest = verdict.sentence.partition(". ")
+        console.print(Text.assemble((opening + stop, style), rest))
         for command in verdict.commands:
             console.print(Text(f"  {command}"), soft_wrap=True)
 
@@ -104,7 +105,7 @@ def groups_table(comparison: "Comparison") -> "Table":
     """Which runs are in which group, and how far they went."""
     from quillgpt.compare.readings import planned_steps, steps_done
 
-    table = _table("", "runs", "seeds", "steps", "tokens", "seconds", left=3)
+    table = _table("", "runs", "seeds", "n", "steps", "tokens", "seconds", left=3)
     for group in comparison.groups:
         steps = dict.fromkeys(
             f"{steps_done(run):,}" + ("" if steps_done(run) >= planned_steps(run) else f" of {planned_steps(run):,}")
@@ -116,6 +117,7 @@ def groups_table(comparison: "Comparison") -> "Table":
             group.name,
             group.label,
             ranges(group.seeds),
+            str(len(group.seeds)),
             ", ".join(steps),
             spanned(tokens, ",.0f"),
             spanned(seconds, ",.1f"),
@@ -155,9 +157,9 @@ def losses_tables(comparison: "Comparison") -> list["Table"]:
 def _losses(comparison: "Comparison", title: str, columns: Sequence["Measure"], headings: Sequence[str]) -> "Table":
     table = _table(WIDEST_LABEL * " ", *headings, title=title)
     for number, group in enumerate(comparison.groups):
-        table.add_row(
-            f"{group.name}  {group.label}"[:WIDEST_LABEL], *(figure(measure.samples[number]) for measure in columns)
-        )
+        label = f"{group.name}  {group.label}"
+        label = label if len(label) <= WIDEST_LABEL else f"{label[: WIDEST_LABEL - 1]}…"
+        table.add_row(label, *(figure(measure.samples[number]) for measure in columns))
     return table
 
 

@@ -5,6 +5,7 @@ cut, the steps whether asked for or chosen by `minutes`, the data by its fingerp
 by its commit. Where a run writes, what it logs, how often it is looked at, and the machine it ran on do not.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,6 @@ BESIDES = {
     "device": ("choices", "device"),
     "threads": ("choices", "threads"),
     "ranks": ("choices", "world_size"),
-    "micro-batch": ("choices", "batch_size"),
     "processor": ("processor",),
     "torch": ("torch",),
 }
@@ -123,11 +123,15 @@ def differing_besides(groups: Sequence[Group]) -> dict[str, list[str]]:
 
 
 def common_name(names: Sequence[str]) -> str:
-    """What names of repeats have in common: debug-seed-1 and debug-seed-2 are debug; otherwise the first, and more."""
+    """What names have in common: debug-seed-1 and debug-seed-2 are debug, a-1 and a-2 are a-*, others the first ..."""
     bases = {name.rpartition("-seed-")[0] or name for name in names}
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(min(names), max(names), strict=False))
+    beginning = "".join(first for first, _ in same)
+    if len(names) == 1:
+        return names[0]
     if len(bases) == 1:
-        return bases.pop() if len(names) > 1 else names[0]
-    return f"{names[0]} and {len(names) - 1} more"
+        return bases.pop()
+    return f"{beginning}*" if beginning else f"{names[0]} and {len(names) - 1} more"
 
 
 def letters(number: int) -> str:
