@@ -43,7 +43,8 @@ class RunRecord:
     @property
     def data_fingerprint(self) -> str:
         """What identifies the data of both splits, tokenizer included; empty for a run older than this record."""
-        return str(self.environment.get("data", {}).get("fingerprint", ""))
+        data = self.environment.get("data")
+        return str(data.get("fingerprint", "")) if isinstance(data, Mapping) else ""
 
     def series(self, name: str, over: str = "step") -> tuple[np.ndarray, np.ndarray]:
         """Two columns of metrics.jsonl, (n,) float64 each: `over` and `name`, from the lines that have both."""

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("quillgpt.cli.train", "train a model by a recipe; run it again to continue"),
     "doctor": ("quillgpt.cli.doctor", "compare a run with its recipe's reference band, and find what is wrong with it"),
     "eval": ("quillgpt.cli.eval", "how good a model is: held-out loss and tasks, with standard errors"),
+    "compare": ("quillgpt.cli.compare", "hold runs against each other: is the difference more than noise?"),
     "sample": ("quillgpt.cli.sample", "write text with a trained model"),
     "encrypt-check": (
         "quillgpt.cli.encrypt_check",

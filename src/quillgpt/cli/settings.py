@@ -17,6 +17,9 @@ RECIPE is {recipes}, a .toml file, or a run's directory.
 With --dry-run nothing is trained or written: it shows every setting with its value, origin and meaning, and what \
 follows from them.
 
+With --seeds 3 it trains three times, with consecutive seeds from --seed on, in OUT-seed-SEED: `quill compare` needs \
+such repeats to tell a difference from noise.
+
 Flags may be written --n-layer 4 or --n_layer=4, --compile or --no-compile; nanoGPT's names work too \
 (docs/settings.md)."""
 
@@ -52,7 +55,7 @@ def load_settings(
         default=before_flags,
         description=description.format(recipes=", ".join(recipe_names())),
         translate=translate,
-        foreign_names=[*ALIASES, *SWITCHES, "dry_run"],
+        foreign_names=[*ALIASES, *SWITCHES, "dry_run", "seeds"],
         switches=["compile"],
     )
     if {"steps", "minutes"} <= given.keys() and config.train.minutes:

@@ -3,20 +3,27 @@
 from quillgpt.cli.output import run_console
 from quillgpt.cli.prepare import progress_display
 from quillgpt.cli.settings import Settings, load_settings
+from quillgpt.cli.train_seeds import plan, repeats, run_repeats, without_seeds
 
 
 def main(arguments: list[str]) -> int:
-    """Train by a recipe and flags; with --dry-run only show what would happen, with --eval-only only evaluate."""
-    settings = load_settings(arguments)
+    """Train by a recipe and flags, with --seeds several times; --dry-run only shows, --eval-only only evaluates."""
+    words, seeds = without_seeds(arguments)
+    settings = load_settings(words)
+    configs = repeats(settings, seeds) if seeds else []
     if settings.is_dry_run:
         from quillgpt.cli.dry_run import show
 
-        return show(settings)
-    if settings.config.train.eval_only:
+        code = show(settings)
+        print("
+".join(["", *plan(configs)] if configs else []), end="
+" if configs else "")
+        return code
+    if settings.config.train.eval_only and not configs:
         from quillgpt.cli.eval import evaluate_run
 
         return evaluate_run(settings.config)
-    return run(settings)
+    return run_repeats(configs) if configs else run(settings)
 
 
 def run(settings: Settings) -> int:

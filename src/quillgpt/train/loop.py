@@ -41,6 +41,8 @@ class Outcome:
     run: Path
     step: int
     held_out: HeldOutLoss
+    signal: int = 0
+    """the signal that asked for a stop when there was nothing left to do; 0: none"""
 
 
 def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
@@ -145,7 +147,7 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
             if stop and not is_last:
                 _leave(run, position.step, interrupted=interrupt)
         assert held_out is not None
-        return Outcome(run=run.path, step=position.step, held_out=held_out)
+        return Outcome(run=run.path, step=position.step, held_out=held_out, signal=request.signal)
 
 
 def every(step: int, interval: int) -> bool:

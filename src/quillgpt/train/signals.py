@@ -8,8 +8,10 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
+
+from quillgpt.errors import Stopped
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 SAME_REQUEST_SECONDS = 2.0
@@ -21,6 +23,20 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal = 0
         self.arrived = 0.0
+
+
+@contextlib.contextmanager
+def stopping_at_once(message: str) -> Iterator[None]:
+    """Let a signal end the block by `Stopped` where nothing needs saving, as Ctrl-C does by `KeyboardInterrupt`.
+
+    For what lies between two runs; within a run, `stop_requests` takes the signals over.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(message)
+
+    with _handled(stop, [name for name in NAMES if name != "SIGINT"]):
+        yield
 
 
 @contextlib.contextmanager
@@ -37,16 +53,23 @@ def stop_requests() -> Iterator[StopRequest]:
             os.kill(os.getpid(), number)
         request.signal, request.arrived = number, time.monotonic()
 
+    with _handled(note, NAMES):
+        yield request
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], names: Iterable[str]) -> Iterator[None]:
+    """Let a function handle the signals for the length of the block; the former handlers come back."""
     previous = {}
-    for name in NAMES:
+    for name in names:
         number = getattr(signal, name, None)  # Windows has neither SIGUSR1 nor SIGHUP
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores SIGHUP
             try:
-                previous[name] = signal.signal(getattr(signal, name), note)
+                previous[name] = signal.signal(getattr(signal, name), handler)
             except ValueError:
                 break
     try:
-        yield request
+        yield
     finally:
-        for name, handler in previous.items():
-            signal.signal(getattr(signal, name), handler)
+        for name, former in previous.items():
+            signal.signal(getattr(signal, name), former)
