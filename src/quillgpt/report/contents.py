@@ -81,10 +81,12 @@ def contents_of(subjects: Sequence[Subject]) -> Contents:
     ]
     bits = bits_plot(told)
     labels = [subject.label for subject in subjects]
+    different = differences(subjects)
+    differing = [row[0] for row in different.rows]
     several = f"{small_count(len(labels), 'runs').capitalize()} side by side"
     return Contents(
         title=labels[0] if len(labels) == 1 else several,
-        lead=" ".join([parts[0].trained, parts[0].became]) if len(labels) == 1 else read_together(told),
+        lead=" ".join([parts[0].trained, parts[0].became]) if len(labels) == 1 else read_together(told, differing),
         runs=parts,
         cards=cards(*told[0]) if len(told) == 1 else [],
         headline=headline(told),
@@ -95,7 +97,7 @@ def contents_of(subjects: Sequence[Subject]) -> Contents:
         score_figures=score_plots(told),
         scores=scores_table(told),
         statistics=statistics_plots(told),
-        differences=differences(subjects),
+        differences=different,
         settings=settings_table(subjects),
         environment=environments(subjects),
         thinned=_thinned(told),

@@ -7,7 +7,7 @@ the same plot gives the same bytes.
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,14 @@ import numpy as np
 
 from quillgpt.errors import ConfigError
 from quillgpt.report.palette import LIGHT, MARKERS, RUNS_ON_LIGHT, colour_number, dash
-from quillgpt.report.plot import Kind, Line, Plot
+from quillgpt.report.plot import Kind, Level, Line, Plot
 from quillgpt.report.wording import compact
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ROUND = [1, 2, 2.5, 5, 10]  # steps between ticks
 POINTS_PER_INCH = 72  # so that a unit of the SVG is a pixel at its natural size
 ROUND = [1, 2, 2.5, 5, 10]  # steps between ticks
 PAPER_SIZE, PAPER_DPI = (460, 290), 220
@@ -33,6 +34,7 @@ SETTINGS = {
     "path.simplify": False,
 }
 NAMES = [*LIGHT, *(f"run-{number}" for number in range(len(RUNS_ON_LIGHT)))]
+Box = tuple[float, float, float, float]
 CODES = {name: f"#0a0b{number:02x}" for number, name in enumerate(NAMES, start=1)}
 PAPER = LIGHT | {f"run-{number}": colour for number, colour in enumerate(RUNS_ON_LIGHT)}
 
@@ -73,7 +75,7 @@ def for_page(drawn: str, width: int, height: int) -> str:
     text = drawn[drawn.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r"-?\d+\.\d{2,}", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), text)
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{3,}", _short, tag[0]), text)
     for name, code in CODES.items():
         text = text.replace(code, f"var(--{name})")
     referred = set(re.findall(r"#([\w-]+)", text))
@@ -81,6 +83,11 @@ def for_page(drawn: str, width: int, height: int) -> str:
     text = re.sub(r"\n\s*(?=<)", "\n", text)
     inside = text[text.index(">") + 1 :]
     return f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true">{inside}'
+
+
+def _short(number: re.Match[str]) -> str:
+    """A coordinate to a hundredth of a pixel."""
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 @contextmanager
@@ -146,18 +153,15 @@ def _x_limits(plot: Plot) -> tuple[float, float]:
 
 
 def _levels(axes: "Axes", plot: Plot, ink: dict[str, str], font: float) -> None:
-    """Dashed lines across, each named above it: at the right, or further left where that place is taken."""
-    low, high = plot.limits
-    taken: list[tuple[float, float]] = []
+    """Dashed lines across, each named above it, where neither a curve nor another name is in the way."""
+    taken: list[Box] = []
     for level in sorted(plot.levels, key=lambda level: level.value):
         axes.axhline(level.value, color=ink["muted"], linewidth=1, linestyle=(0, (4, 3)))
-        close = 1.4 * font / (axes.figure.get_figheight() * POINTS_PER_INCH) * (high - low)
-        place = next((x for x in (0.995, 0.66, 0.33) if all(abs(level.value - y) > close or x != z for y, z in taken)), 0.995)
-        taken.append((level.value, place))
+        box = free_place(plot, level, font=font, pixels=axes.figure.get_size_inches() * POINTS_PER_INCH, taken=taken)
+        taken.append(box)
         axes.annotate(
             level.label,
-            (place, level.value),
-            xycoords=axes.get_yaxis_transform(),
+            (box[1], level.value),
             xytext=(0, 2),
             textcoords="offset points",
             ha="right",
@@ -165,6 +169,35 @@ def _levels(axes: "Axes", plot: Plot, ink: dict[str, str], font: float) -> None:
             fontsize=0.9 * font,
             color=ink["muted"],
         )
+
+
+def free_place(
+    plot: Plot, level: Level, *, font: float, pixels: Sequence[float], taken: Sequence[Box]
+) -> Box:
+    """Where a level's name may stand (left, right, bottom, top, in data): the freest of a few places along the line."""
+    (left, right), (low, high) = _x_limits(plot), plot.limits
+    width = 0.56 * font * len(level.label) / (0.85 * pixels[0]) * (right - left)
+    height = 1.5 * font / (0.8 * pixels[1]) * (high - low)
+    boxes = []
+    for share in (0.995, 0.8, 0.6, 0.45, 0.3):
+        end = max(left + share * (right - left), left + width)
+        boxes.append((end - width, end, level.value, level.value + height))
+    return min(boxes, key=lambda box: 100 * sum(_overlap(box, other) for other in taken) + _crossings(plot, box))
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
+
+
+def _crossings(plot: Plot, box: Box) -> int:
+    """How many of some places below a name have a curve running through it."""
+    places = np.linspace(box[0], box[1], 9)
+    found = 0
+    for line in plot.lines:
+        inside = places[(places >= line.x.min()) & (places <= line.x.max())]
+        y = np.interp(inside, line.x, line.y)
+        found += int(((y >= box[2]) & (y <= box[3])).sum())
+    return found
 
 
 def _line(axes: "Axes", line: Line, ink: dict[str, str]) -> None:

@@ -69,7 +69,7 @@ def main_plots(told: Told) -> list[Plot]:
         _rate(tokens, told),
         _gradient(tokens, told),
         _amount(tokens, told, "tokens_per_second", "Throughput", "tokens per second", captions.speed),
-        _amount(tokens, told, "memory_bytes", "Peak memory", "GB", captions.memory, unit=1e9),
+        _amount(tokens, told, "memory_bytes", "Peak memory", *_memory_unit(told)),
     ]
     return [plot for plot in plots if plot is not None]
 
@@ -180,6 +180,11 @@ def _gradient(axis: Axis, told: Told) -> Plot | None:
         marks=marks,
         is_logarithmic=is_logarithmic,
     )
+
+
+def _memory_unit(told: Told) -> tuple[str, Callable[[Facts], str], float]:
+    is_small = max(facts.memory_bytes or 0.0 for _, facts in told) < 1e9
+    return ("MB", captions.memory, 1e6) if is_small else ("GB", captions.memory, 1e9)
 
 
 def _amount(

@@ -1,5 +1,6 @@
 """The figures that only some runs have: bits per byte beside compressors, task scores, statistics of an attention."""
 
+import math
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ from quillgpt.report.captions import Told, ends
 from quillgpt.report.curves import as_number, evenly, sampled
 from quillgpt.report.figures import HELD_OUT, Axis
 from quillgpt.report.plot import Kind, Level, Line, Plot, limits_around
-from quillgpt.report.scores import Published, Score, chance_of, published_for
+from quillgpt.report.scores import PUBLISHED, Published, Score, chance_of, published_for
 from quillgpt.report.subject import Subject
 from quillgpt.report.tables import common_compressors
 from quillgpt.report.wording import listed, one_line, with_error
@@ -61,11 +62,12 @@ def bits_plot(told: Told) -> Plot | None:
 
 
 def score_plots(told: Told) -> list[Plot]:
-    """One figure for each metric of a task that some run has at a known number of tokens."""
+    """One figure for each metric of a task with several values of a run, or with published ones beside one."""
     grouped: dict[str, list[tuple[Subject, Score]]] = {}
     for subject, _ in told:
         for score in subject.scores:
-            if any(np.isfinite([point.tokens, point.value]).all() for point in score.points):
+            known = sum(math.isfinite(point.tokens) for point in score.points)
+            if known > 1 or (known and (score.task, score.metric) in PUBLISHED):
                 grouped.setdefault(score.name, []).append((subject, score))
     parameters = max((facts.parameters for _, facts in told), default=0)
     chosen = list(grouped.items())[:MOST_FIGURES]
@@ -94,7 +96,7 @@ def _score(name: str, entries: list[tuple[Subject, Score]], parameters: int, run
         key=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "score",
         title=name,
         x_label="tokens",
-        y_label=first.metric.replace("_", " "),
+        y_label=first.metric_name,
         lines=lines,
         caption=" ".join([f"{'; '.join(notes[:4])}.", published_note(first.task, published)]).strip(),
         limits=limits_around(values, include=tuple(level.value for level in levels)),

@@ -4,6 +4,7 @@ A policy in its head forbids scripts and requests, so that a run's name or a sam
 have failed.
 """
 
+import re
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ def html(contents: Contents) -> str:
 
 def _environment() -> "Environment":
     from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     from quillgpt.report.drawing import svg
 
@@ -53,6 +54,7 @@ def _environment() -> "Environment":
     sizes = {"small": FIGURE, "wide": MAIN_FIGURE, "narrow": MAIN_FIGURE_NARROW}
     environment.globals["drawn"] = lambda plot, size: Markup(svg(plot, width=sizes[size][0], height=sizes[size][1]))
     environment.globals["key_of"] = key_of
+    environment.filters["code"] = lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
     environment.filters["chosen"] = chosen_samples
     return environment
 

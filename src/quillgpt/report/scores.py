@@ -12,7 +12,23 @@ from quillgpt.report.wording import one_line
 from quillgpt.run_record import RunRecord
 
 ERROR = "_standard_error"
-METRICS = ("accuracy_norm", "accuracy", "perplexity", "bits_per_byte", "loss")
+METRICS = {
+    "accuracy_norm": "accuracy, by length",
+    "accuracy": "accuracy",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
+    "loss": "nats per token",
+}
+TITLES = {
+    "hellaswag-completion": "HellaSwag in completion style",
+    "hellaswag-harness": "HellaSwag in harness style",
+    "lambada": "LAMBADA",
+    "piqa": "PIQA",
+    "arc-easy": "ARC easy",
+    "arc-challenge": "ARC challenge",
+    "winogrande": "WinoGrande",
+    "loss": "Loss",
+}
 LONGEST_NAME = 60
 
 
@@ -81,8 +97,14 @@ class Score:
 
     @property
     def name(self) -> str:
-        """What tells it from other scores."""
-        return " ".join([self.task, *([f"({self.split})"] if self.split else []), self.metric.replace("_", " ")])
+        """What tells it from other scores, as a title."""
+        task = TITLES.get(self.task, self.task) + (f" ({self.split})" if self.split else "")
+        return f"{task}: {self.metric_name}"
+
+    @property
+    def metric_name(self) -> str:
+        """The metric in words."""
+        return METRICS.get(self.metric, self.metric.replace("_", " "))
 
 
 def scores_of(record: RunRecord) -> list[Score]:

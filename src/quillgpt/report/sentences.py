@@ -21,22 +21,25 @@ TOKENIZERS = {
     "byte": "read byte by byte",
     "character": "read character by character",
 }
-ATTENTIONS = {"softmax": "", "explicit": ""}
 
 
 def trained(subject: Subject, facts: Facts) -> str:
     """What was trained, on what, and for how long."""
+    what, _, on = _what(subject, facts).partition(" on ")
+    return f"A GPT {what} was trained on {on}, {_how_long(subject, facts)}."
+
+
+def _what(subject: Subject, facts: Facts) -> str:
+    """The model, where it began, and its text."""
     config = subject.record.config
-    shape = f"{config.model.n_layer} layer{'s' * (config.model.n_layer != 1)}, {config.model.n_embd} wide"
     size = f"of {count(facts.parameters, 'parameters')} " if facts.parameters else ""
-    attention = config.model.attention
-    kind = "" if attention in ATTENTIONS else f" with {one_line(attention, longest=40)} attention"
-    start = _start(subject)
+    attention = one_line(config.model.attention, longest=40)
+    kind = "" if attention in ("softmax", "explicit") else f" with {attention} attention"
+    shape = f"({count(config.model.n_layer, 'layers')}, {config.model.n_embd} wide{kind})"
     source = subject.told("data", "source") or one_line(config.data.source, longest=60)
-    words = SOURCES.get(source, source)
     tokenizer = subject.told("data", "tokenizer") or one_line(config.data.tokenizer, longest=60)
     cut = TOKENIZERS.get(tokenizer, f"cut up by the tokenizer {tokenizer}")
-    return f"A GPT {size}({shape}{kind}){start} was trained on {words}, {cut}, {_how_long(subject, facts)}."
+    return f"{size}{shape}{_start(subject)} on {SOURCES.get(source, source)}, {cut}"
 
 
 def _start(subject: Subject) -> str:
@@ -105,13 +108,18 @@ def _beside(subject: Subject, facts: Facts) -> str:
     return f", where {name} needs {value:.3f}"
 
 
-def read_together(told: Told) -> str:
-    """What several runs are, in a sentence."""
-    labels = [subject.label for subject, _ in told]
-    named = listed(labels) if len(labels) <= 4 else f"{', '.join(labels[:3])} and {len(labels) - 3} more"
+def read_together(told: Told, differing: list[str]) -> str:
+    """What several runs are, in a few sentences: what they have in common, in what they differ, the least loss."""
+    words = {_what(subject, facts) for subject, facts in told}
+    runs = small_count(len(told), "runs").capitalize()
+    common = f"{runs} of a GPT {next(iter(words))}" if len(words) == 1 else f"{runs} of different models or on different data"
     tokens = sum(facts.tokens for _, facts in told)
     seconds = sum(facts.seconds or 0.0 for _, facts in told)
-    return f"{named}: together {count(tokens, 'tokens')} in {duration(seconds)} of training."
+    more = f" and {len(differing) - 5} more settings" if len(differing) > 5 else ""
+    difference = f" They differ in {', '.join(differing[:5]) if more else listed(differing)}{more}." if differing else ""
+    ended = [(facts.last.loss, subject.label, facts.last.text) for subject, facts in told if facts.last]
+    least = f" The least held-out loss at the end: {min(ended)[1]}, {min(ended)[2]} nats per token." if ended else ""
+    return f"{common}: together {count(tokens, 'tokens')} in {duration(seconds)} of training.{difference}{least}"
 
 
 def comparison(told: Told) -> list[str]:

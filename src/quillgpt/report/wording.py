@@ -42,7 +42,7 @@ def with_error(value: float, error: float | None) -> str:
     if not math.isfinite(value):
         return number(value)
     if error is None or not math.isfinite(error) or error <= 0:
-        return f"{value:.4f}"
+        return number(value, 4)
     places = min(6, max(1, 1 - math.floor(math.log10(error))))
     return f"{value:.{places}f} ± {error:.{places}f}"
 
