@@ -14,11 +14,10 @@ import pytest
 
 from quillgpt import files
 from quillgpt.config import DataConfig
-from quillgpt.data import load_data_tokenizer
+from quillgpt.data import json_lines, load_data_tokenizer
 from quillgpt.data.manifest import MANIFEST, TOKENIZER, WORK
 from quillgpt.data.prepare import prepare
 from quillgpt.data.shard import write_shard
-from quillgpt.data.sources import jsonl
 from quillgpt.data.token_dataset import TokenDataset
 from quillgpt.errors import ConfigError, DataError, DiskError, QuillError
 
@@ -196,7 +195,7 @@ def test_a_json_line_that_is_not_utf8_names_the_byte_of_the_file(tmp_path: Path)
 
 
 def test_a_json_line_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "LINE_BYTES", 100)
+    monkeypatch.setattr(json_lines, "LINE_BYTES", 100)
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' + json.dumps({"text": "x" * 100}))
     assert "a.jsonl:2: a line of more than 100 bytes" in refused(source("jsonl", tmp_path / "a.jsonl"), tmp_path)
 

@@ -24,23 +24,27 @@ class Download:
     bytes: int
 
 
-def fetch(download: Download, target: Path) -> Path:
-    """Return `target`, downloaded unless it is there with the right content; other content is never installed."""
+def fetch(download: Download, target: Path, *, instead: str = "--path FILE") -> Path:
+    """Return `target`, downloaded unless it is there with the right content; other content is never installed.
+
+    `instead`: the flag by which a user gives content that was fetched by other means.
+    """
+    remedy = f"try again, or fetch it by other means and give it with {instead} (or put it at {target})"
     if target.is_file() and files.file_sha256(target) == download.sha256:
         return target
-    with files.atomic_file(target) as file, closing(_blocks(download, target)) as blocks:
+    with files.atomic_file(target) as file, closing(_blocks(download, remedy)) as blocks:
         for block in blocks:
             file.write(block)
             if file.size > download.bytes:
-                raise DataError(f"{download.url}: more than the expected {download.bytes:,} bytes; {_remedy(target)}")
+                raise DataError(f"{download.url}: more than the expected {download.bytes:,} bytes; {remedy}")
         if file.sha256 != download.sha256:
             got = f"{file.size:,} bytes with SHA-256 {file.sha256[:12]}..."
             expected = f"expected {download.bytes:,} with {download.sha256[:12]}..."
-            raise DataError(f"{download.url}: {got}, {expected}; {_remedy(target)}")
+            raise DataError(f"{download.url}: {got}, {expected}; {remedy}")
     return target
 
 
-def _blocks(download: Download, target: Path) -> Generator[bytes, None, None]:
+def _blocks(download: Download, remedy: str) -> Generator[bytes, None, None]:
     try:
         with urllib.request.urlopen(download.url, timeout=TIMEOUT_SECONDS) as response:
             while block := response.read(BLOCK_BYTES):
@@ -49,8 +53,4 @@ def _blocks(download: Download, target: Path) -> Generator[bytes, None, None]:
         reason = getattr(error, "reason", None) or error
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection
-        raise DataError(f"{download.url}: cannot be downloaded: {reason}; {_remedy(target)}") from None
-
-
-def _remedy(target: Path) -> str:
-    return f"try again, or fetch it by other means and give it with --path FILE (or put it at {target})"
+        raise DataError(f"{download.url}: cannot be downloaded: {reason}; {remedy}") from None

@@ -1,16 +1,13 @@
 """Entry `jsonl`: files with one JSON object a line, the text in one of its fields. A document is a line."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from quillgpt.config import DataConfig
 from quillgpt.data.document import HELD_OUT_FRACTION, Tally, blocks_of
+from quillgpt.data.json_lines import kind_of, numbered_lines, parse_object
 from quillgpt.data.text_files import decode_line, find_files, total_bytes, unreadable, without_surrogates
 from quillgpt.errors import DataError, nearest
-
-LINE_BYTES = 1 << 26  # a parsed line takes up to 9 times its size in memory
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Jsonl:
@@ -38,44 +35,20 @@ class Jsonl:
         return total_bytes(self.files)
 
     def _text(self, line: str, where: str) -> str:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON: {error}; mend or remove the line") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: {_kind(record)}, expected an object with the field {self.field!r}")
+        record = parse_object(line, where, f"an object with the field {self.field!r}")
         if self.field not in record:
             has = f"{nearest(self.field, record)}; it has {', '.join(record) or 'none'}"
             raise DataError(f"{where}: no field {self.field!r}{has}; choose one with --text-field")
         if not isinstance(record[self.field], str):
-            is_kind = f"{where}: the field {self.field!r} is {_kind(record[self.field])}"
+            is_kind = f"{where}: the field {self.field!r} is {kind_of(record[self.field])}"
             raise DataError(f"{is_kind}, expected a string; mend or remove the line")
         return record[self.field]
 
 
-def _kind(value: object) -> str:
-    kinds: dict[type, str] = {
-        list: "a list",
-        dict: "an object",
-        str: "a string",
-        bool: "true or false",
-        type(None): "null",
-    }
-    return kinds.get(type(value), "a number")
-
-
 def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
     """Number, byte offset and content of each line that is not empty."""
-    number = offset = 0
     try:
         with file.open("rb") as lines:
-            while line := lines.readline(LINE_BYTES + 1):
-                number += 1
-                if len(line) > LINE_BYTES:
-                    raise DataError(f"{file}:{number}: a line of more than {LINE_BYTES:,} bytes; split it, or use text")
-                mark = len(BYTE_ORDER_MARK) if offset == 0 and line.startswith(BYTE_ORDER_MARK) else 0
-                if line.strip():
-                    yield number, offset + mark, line[mark:]
-                offset += len(line)
+            yield from numbered_lines(lines, str(file))
     except OSError as error:
         raise unreadable(file, error) from None

@@ -1,0 +1,65 @@
+"""Entry `lambada`: the last word of a passage, in OpenAI's version of the data [Paperno 2016; Radford 2019, 3.3].
+
+OpenAI's file is not lower-cased and not cut into tokens, as the original is: the two give different scores.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from quillgpt.data.download import Download
+from quillgpt.errors import DataError
+from quillgpt.evaluate.likelihood import Likelihood
+from quillgpt.evaluate.tasks.encode import encode_joined
+from quillgpt.evaluate.tasks.records import DataFiles, Record
+from quillgpt.evaluate.tasks.task import Candidate, Item, Task
+
+FILE = "lambada_test.jsonl"
+
+
+def records(files: DataFiles) -> Iterator[Record]:
+    """The records as published."""
+    return files.records(FILE)
+
+
+def item(record: Record) -> Item:
+    """Everything before the last space, and the word behind it with the space."""
+    context, space, word = record.text("text").rpartition(" ")
+    if not context.strip() or not word:
+        raise DataError(f"{record.where}: the field 'text' is no passage with a last word; mend or remove the line")
+    return Item(
+        key=record.key,
+        candidates=(Candidate(context=context, continuation=space + word, characters=len(word)),),
+        right=0,
+    )
+
+
+def guessed(item: Item, likelihoods: Sequence[Likelihood]) -> tuple[float, ...]:
+    """1 where each token of the word was the model's first choice, else 0; and the word's log-probability."""
+    return (float(likelihoods[0].is_greedy), likelihoods[0].log_probability)
+
+
+LAMBADA = Task(
+    name="lambada",
+    meaning="the last word of a passage, which needs all of it; OpenAI's version of the data",
+    paper="Paperno 2016",
+    licence="CC BY 4.0 (the data), modified MIT (OpenAI's file)",
+    download=Download(
+        url="https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
+        sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
+        bytes=1_819_752,
+    ),
+    paths=(FILE,),
+    items=5_153,
+    records=records,
+    item=item,
+    encode=encode_joined,
+    measure=guessed,
+    metrics=("accuracy", "perplexity"),
+    published={
+        "gpt2": {
+            "accuracy": (0.3256, "lm-evaluation-harness issue 2159"),
+            "perplexity": (40.0554, "lm-evaluation-harness issue 2159"),
+        },
+        "gpt2-xl": {"accuracy": (0.5121, "gpt-neo README"), "perplexity": (10.634, "gpt-neo README")},
+    },
+    harness_name="lambada_openai",
+)
