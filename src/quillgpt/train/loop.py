@@ -110,6 +110,7 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
             position.step += 1
             position.tokens += target_count
             position.elapsed_seconds += time.perf_counter() - started
+            position.take_in(loss)
 
             is_last = position.step == position.steps
             held_out, is_best = None, False

@@ -1,6 +1,7 @@
 """Continuing a run: what must be the same, what may change, and what a checkpoint says about where it stood."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,23 @@ class Position:
     row_changes: list[list[int]] = field(default_factory=list)
     tokens: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
+    unlogged_loss: float = 0.0
+    unlogged_steps: int = 0
+
+    def take_in(self, loss: float) -> None:
+        """Add a step's loss to those since the last line of metrics; one that is not finite is left out."""
+        if math.isfinite(loss):
+            self.unlogged_loss += loss
+            self.unlogged_steps += 1
+
+    @property
+    def mean_loss(self) -> float:
+        """The mean loss of the steps since the last line of metrics; NaN where there is none."""
+        return self.unlogged_loss / self.unlogged_steps if self.unlogged_steps else math.nan
+
+    def forget_losses(self) -> None:
+        """Begin with the next line."""
+        self.unlogged_loss, self.unlogged_steps = 0.0, 0
 
 
 def read_position(checkpoint: Checkpoint) -> Position:
