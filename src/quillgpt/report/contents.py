@@ -1,13 +1,14 @@
 """What a report tells, in words, tables and figures, before it is known where it will be shown."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quillgpt.report.captions import Told
 from quillgpt.report.facts import facts_of
 from quillgpt.report.figures import main_plots
 from quillgpt.report.more_figures import bits_plot, score_plots, statistics_plots
 from quillgpt.report.plot import Plot
+from quillgpt.report.reference import bands_of, reference_plots
 from quillgpt.report.sentences import became, comparison, read_together, trained
 from quillgpt.report.subject import Sample, Subject
 from quillgpt.report.tables import (
@@ -80,6 +81,9 @@ def contents_of(subjects: Sequence[Subject]) -> Contents:
         for subject, facts in told
     ]
     bits = bits_plot(told)
+    bands, reasons = bands_of(told)
+    figures = [*main_plots(told), *([bits] if bits else []), *reference_plots(told, bands)]
+    figures, score_figures, statistics = with_own_keys(figures, score_plots(told), statistics_plots(told))
     labels = [subject.label for subject in subjects]
     different = differences(subjects)
     differing = [row[0] for row in different.rows]
@@ -91,18 +95,40 @@ def contents_of(subjects: Sequence[Subject]) -> Contents:
         cards=cards(*told[0]) if len(told) == 1 else [],
         headline=headline(told),
         compressors=compressors_table(told),
-        bands=[],
+        bands=reasons,
         comparison=comparison(told),
-        figures=[*main_plots(told), *([bits] if bits else [])],
-        score_figures=score_plots(told),
+        figures=figures,
+        score_figures=score_figures,
         scores=scores_table(told),
-        statistics=statistics_plots(told),
+        statistics=statistics,
         differences=different,
         settings=settings_table(subjects),
         environment=environments(subjects),
         thinned=_thinned(told),
         sources=[f"{subject.record.path}: {facts.lines:,} lines of metrics" for subject, facts in told],
     )
+
+
+def with_own_keys(*groups: Sequence[Plot]) -> list[list[Plot]]:
+    """The plots, each with a key that no other has: it names a file, and a place on the page."""
+    taken: set[str] = set()
+    renamed = []
+    for plots in groups:
+        renamed.append([])
+        for plot in plots:
+            key, number = plot.key, 1
+            while key in taken:
+                number += 1
+                key = f"{plot.key}-{number}"
+            taken.add(key)
+            renamed[-1].append(replace(plot, key=key))
+    return renamed
+
+
+def chosen_samples(samples: list[Sample]) -> list[Sample]:
+    """The first, the middle and the last."""
+    places = sorted({0, (len(samples) - 1) // 2, len(samples) - 1}) if samples else []
+    return [samples[place] for place in places]
 
 
 def _thinned(told: Told) -> str:

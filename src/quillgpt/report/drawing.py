@@ -204,7 +204,7 @@ def _line(axes: "Axes", line: Line, ink: dict[str, str]) -> None:
     colour, is_single = ink[f"run-{colour_number(line.run)}"], len(line.x) == 1
     style: dict[str, Any] = {"color": colour, "linestyle": dash(line.run), "solid_capstyle": "round"}
     if line.kind is Kind.FAINT:
-        axes.plot(line.x, line.y, linewidth=0.8, alpha=0.3, **style | {"linestyle": "solid"})
+        axes.plot(line.x, line.y, linewidth=0.8, alpha=0.38, **style | {"linestyle": "solid"})
     elif line.kind is Kind.LAYER:
         axes.plot(line.x, line.y, linewidth=1, alpha=0.7, marker="." if is_single else None, **style)
     elif line.kind is Kind.STRONG:

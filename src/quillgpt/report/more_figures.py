@@ -91,7 +91,7 @@ def _score(name: str, entries: list[tuple[Subject, Score]], parameters: int, run
     chance = chance_of(first.task) if first.metric.startswith("accuracy") else None
     levels = [Level(value=entry.value, label=entry.name) for entry in published]
     levels += [Level(value=chance, label="guessing")] if chance is not None else []
-    values = np.concatenate([line.y for line in lines])
+    values = np.concatenate([line.y + sign * line.error for line in lines for sign in (-1, 1)])
     return Plot(
         key=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "score",
         title=name,

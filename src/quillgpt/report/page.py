@@ -6,15 +6,17 @@ have failed.
 
 import re
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quillgpt.report.contents import Contents, RunPart
+from quillgpt import files
+from quillgpt.report.contents import Contents, RunPart, chosen_samples
 from quillgpt.report.palette import DARK, DASHES, LIGHT, MARKERS, RUNS_ON_DARK, RUNS_ON_LIGHT, colour_number, dash
-from quillgpt.report.subject import Sample
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+MARK = '<meta name="generator" content="quillgpt report">'
 FIGURE = (450, 285)
 MAIN_FIGURE = (1040, 400)
 MAIN_FIGURE_NARROW = (400, 330)
@@ -36,12 +38,21 @@ MARKS = dict(  # drawn around 0, 0
 )
 
 
+def write_page(contents: Contents, path: Path) -> int:
+    """Write the page, which replaces an older one at once; return its size in bytes."""
+    text = html(contents)
+    files.write_text(path, text)
+    return len(text.encode())
+
+
 def html(contents: Contents) -> str:
     """The whole page; the same contents give the same text."""
     from importlib.metadata import version
 
+    from markupsafe import Markup
+
     template = _environment().from_string(_part("page.html.j2"))
-    return template.render(contents=contents, style=_style(), version=version("quillgpt")) + "\n"
+    return template.render(contents=contents, style=_style(), mark=Markup(MARK), version=version("quillgpt")) + "\n"
 
 
 def _environment() -> "Environment":
@@ -54,9 +65,15 @@ def _environment() -> "Environment":
     sizes = {"small": FIGURE, "wide": MAIN_FIGURE, "narrow": MAIN_FIGURE_NARROW}
     environment.globals["drawn"] = lambda plot, size: Markup(svg(plot, width=sizes[size][0], height=sizes[size][1]))
     environment.globals["key_of"] = key_of
-    environment.filters["code"] = lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    environment.filters["prose"] = lambda text: Markup(prose(str(escape(text))))
     environment.filters["chosen"] = chosen_samples
     return environment
+
+
+def prose(escaped: str) -> str:
+    """Escaped text with commands as code, and numbers kept together with their errors and units."""
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped).replace(" ± ", "\u00a0±\u00a0")
+    return re.sub(r"(\d) (h|min|s|GB|MB|kB|seconds|tokens/s|million|billion)\b", "\\1\u00a0\\2", text)
 
 
 def key_of(run: RunPart) -> dict[str, str]:
@@ -66,12 +83,6 @@ def key_of(run: RunPart) -> dict[str, str]:
         "dash": DASH_ARRAYS[dash(run.number)],
         "mark": MARKS[MARKERS[colour_number(run.number)]],
     }
-
-
-def chosen_samples(samples: list[Sample]) -> list[Sample]:
-    """The first, the middle and the last."""
-    places = sorted({0, (len(samples) - 1) // 2, len(samples) - 1}) if samples else []
-    return [samples[place] for place in places]
 
 
 def _style() -> str:

@@ -110,7 +110,7 @@ class Score:
 def scores_of(record: RunRecord) -> list[Score]:
     """Every score of a run; where a step has two, the one with the smaller standard error."""
     found: dict[tuple[str, str, str], dict[int, ScorePoint]] = {}
-    for key, point in [*_in_metrics(record), *_in_evaluations(record)]:
+    for key, point in [*_in_evaluations(record), *_in_metrics(record)]:
         points = found.setdefault(key, {})
         known = points.get(point.step)
         if known is None or not known.error <= point.error:
