@@ -101,5 +101,3 @@ def _check_replaceable(out: Path) -> None:
             is_report = MARK.encode() in file.read(4096)
         if not is_report:
             raise ConfigError(f"{out} is there and is no report of quill's; choose another --out")
-
-

@@ -78,5 +78,3 @@ def skipped(facts: Facts) -> str:
     if facts.not_finite:
         parts.append(f"{facts.not_finite:,} logged losses that are no numbers")
     return listed(parts)
-
-

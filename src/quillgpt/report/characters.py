@@ -40,7 +40,12 @@ class Drawing:
         x_low, x_high = _x_range(self.plot)
         name, right = self.plot.x_label, compact(x_high)
         left = f"{compact(x_low)} {name}"
-        yield Text(" " * (MARGIN + 1) + left + right.rjust(max(0, width - len(left))), style="dim", no_wrap=True, overflow="crop")
+        yield Text(
+            " " * (MARGIN + 1) + left + right.rjust(max(0, width - len(left))),
+            style="dim",
+            no_wrap=True,
+            overflow="crop",
+        )
         if self.plot.caption:
             yield Text(self.plot.caption, style="dim italic")
 
@@ -58,7 +63,9 @@ class Drawing:
         ends = {0: compact(_rounded(high)), self.height - 1: compact(_rounded(low))}
         rule = "-" if is_plain else "┄"
         for row in range(self.height):
-            text = Text(ends.get(row, "").rjust(MARGIN) + ("|" if is_plain else "│"), style="dim", no_wrap=True, overflow="crop")
+            text = Text(
+                ends.get(row, "").rjust(MARGIN) + ("|" if is_plain else "│"), style="dim", no_wrap=True, overflow="crop"
+            )
             label = f" {names[row]}"[:width] if row in names else ""
             for column in range(width):
                 run = int(grid.runs[row, column])
@@ -98,7 +105,7 @@ class Grid:
                 self.dots[place], self.runs[place] = MARK, run
 
     def draw(self, columns: np.ndarray, shares: np.ndarray, *, run: int) -> None:
-        """Set the dots of a curve; `columns` are dots from the left, `shares` of the height; gaps upright are filled."""
+        """Set the dots of a curve, gaps upright filled; `columns` are dots from the left, `shares` of the height."""
         rows = np.rint((1 - shares) * (4 * len(self.dots) - 1)).astype(int)
         before = rows[0] if len(rows) else 0
         for column, row in zip(columns.tolist(), rows.tolist(), strict=True):

@@ -1,5 +1,7 @@
 """A long curve by a bounded number of points: its course smoothed, its noise by the extremes of equal shares."""
 
+import itertools
+
 import numpy as np
 
 FAR = 1e100  # its square is still a number
@@ -44,12 +46,13 @@ def _mean_around(y: np.ndarray, index: int, half: int) -> float:
 
 def thinned(x: np.ndarray, y: np.ndarray, *, most: int) -> Points:
     """No more than `most` of the points: where there are more, the lowest and highest of equal shares, so that no
-    spike is lost."""
+    spike is lost.
+    """
     if len(y) <= most:
         return x, y
     bounds = np.linspace(0, len(y), most // 2 + 1).astype(int)
     kept: list[int] = []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in itertools.pairwise(bounds.tolist()):
         share = y[start:stop]
         kept += sorted({start + int(share.argmin()), start + int(share.argmax())})
     return x[kept], y[kept]

@@ -110,7 +110,7 @@ def _figure(plot: Plot, pixels: tuple[int, int], ink: dict[str, str], font: floa
     for area in plot.areas:
         axes.fill_between(area.x, area.low, area.high, color=ink["muted"], alpha=0.18, linewidth=0, label=area.label)
         axes.plot(area.x, area.middle, color=ink["muted"], linewidth=1, linestyle="dotted")
-    _levels(axes, plot, ink, font)
+    _levels(axes, plot, ink, font, pixels)
     for line in sorted(plot.lines, key=lambda line: list(Kind).index(line.kind)):
         _line(axes, line, ink)
     for marks in plot.marks:
@@ -152,12 +152,12 @@ def _x_limits(plot: Plot) -> tuple[float, float]:
     return (-0.01 * far, 1.03 * far) if far > 0 else (-0.5, 0.5)
 
 
-def _levels(axes: "Axes", plot: Plot, ink: dict[str, str], font: float) -> None:
+def _levels(axes: "Axes", plot: Plot, ink: dict[str, str], font: float, pixels: tuple[int, int]) -> None:
     """Dashed lines across, each named above it, where neither a curve nor another name is in the way."""
     taken: list[Box] = []
     for level in sorted(plot.levels, key=lambda level: level.value):
         axes.axhline(level.value, color=ink["muted"], linewidth=1, linestyle=(0, (4, 3)))
-        box = free_place(plot, level, font=font, pixels=axes.figure.get_size_inches() * POINTS_PER_INCH, taken=taken)
+        box = free_place(plot, level, font=font, pixels=pixels, taken=taken)
         taken.append(box)
         axes.annotate(
             level.label,
@@ -171,9 +171,7 @@ def _levels(axes: "Axes", plot: Plot, ink: dict[str, str], font: float) -> None:
         )
 
 
-def free_place(
-    plot: Plot, level: Level, *, font: float, pixels: Sequence[float], taken: Sequence[Box]
-) -> Box:
+def free_place(plot: Plot, level: Level, *, font: float, pixels: tuple[int, int], taken: Sequence[Box]) -> Box:
     """Where a level's name may stand (left, right, bottom, top, in data): the freest of a few places along the line."""
     (left, right), (low, high) = _x_limits(plot), plot.limits
     width = 0.56 * font * len(level.label) / (0.85 * pixels[0]) * (right - left)

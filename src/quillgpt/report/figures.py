@@ -113,7 +113,9 @@ def _loss(axis: Axis, told: Told) -> Plot | None:
     is_main = axis.column == "tokens"
     marks = axis.marks("not applied", lambda line: bool(line.get("skipped")) or _is_no_number(line))
     notes = [ends(told, captions.final_loss if is_main else captions.time)]
-    notes += [f"The curves begin above the frame, until {compact(above)} {axis.label}."] if above else []
+    notes += (
+        [f"The curves begin above the frame, until {compact(float(f'{above:.2g}'))} {axis.label}."] if above else []
+    )
     notes += [f"Crosses at the foot: {ends(told, captions.skipped)}"] if marks else []
     return Plot(
         key="loss" if is_main else "loss-by-time",

@@ -10,7 +10,7 @@ from quillgpt.report.captions import Told, ends
 from quillgpt.report.curves import as_number, evenly, sampled
 from quillgpt.report.figures import HELD_OUT, Axis
 from quillgpt.report.plot import Kind, Level, Line, Plot, limits_around
-from quillgpt.report.scores import PUBLISHED, Published, Score, chance_of, published_for
+from quillgpt.report.scores import Published, Score, all_published, chance_of, published_for
 from quillgpt.report.subject import Subject
 from quillgpt.report.tables import common_compressors
 from quillgpt.report.wording import listed, one_line, with_error
@@ -67,7 +67,7 @@ def score_plots(told: Told) -> list[Plot]:
     for subject, _ in told:
         for score in subject.scores:
             known = sum(math.isfinite(point.tokens) for point in score.points)
-            if known > 1 or (known and (score.task, score.metric) in PUBLISHED):
+            if known > 1 or (known and all_published(score.task, score.metric)):
                 grouped.setdefault(score.name, []).append((subject, score))
     parameters = max((facts.parameters for _, facts in told), default=0)
     chosen = list(grouped.items())[:MOST_FIGURES]
@@ -159,4 +159,3 @@ def _statistic(name: str, told: Told) -> Plot | None:
         caption=f"{'; '.join(notes[:4])}.",
         limits=limits_around(np.concatenate([line.y for line in lines])),
     )
-

@@ -63,8 +63,8 @@ def _environment() -> "Environment":
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     sizes = {"small": FIGURE, "wide": MAIN_FIGURE, "narrow": MAIN_FIGURE_NARROW}
-    environment.globals["drawn"] = lambda plot, size: Markup(svg(plot, width=sizes[size][0], height=sizes[size][1]))
-    environment.globals["key_of"] = key_of
+    environment.filters["drawn"] = lambda plot, size: Markup(svg(plot, width=sizes[size][0], height=sizes[size][1]))
+    environment.filters["look"] = look
     environment.filters["prose"] = lambda text: Markup(prose(str(escape(text))))
     environment.filters["chosen"] = chosen_samples
     return environment
@@ -76,7 +76,7 @@ def prose(escaped: str) -> str:
     return re.sub(r"(\d) (h|min|s|GB|MB|kB|seconds|tokens/s|million|billion)\b", "\\1\u00a0\\2", text)
 
 
-def key_of(run: RunPart) -> dict[str, str]:
+def look(run: RunPart) -> dict[str, str]:
     """How the lines of a run look, for the legend."""
     return {
         "colour": f"var(--run-{colour_number(run.number)})",
@@ -88,7 +88,11 @@ def key_of(run: RunPart) -> dict[str, str]:
 def _style() -> str:
     from markupsafe import Markup
 
-    return Markup(_part("page.css").replace("/* light */", _variables(LIGHT, RUNS_ON_LIGHT)).replace("/* dark */", _variables(DARK, RUNS_ON_DARK)))
+    return Markup(
+        _part("page.css")
+        .replace("/* light */", _variables(LIGHT, RUNS_ON_LIGHT))
+        .replace("/* dark */", _variables(DARK, RUNS_ON_DARK))
+    )
 
 
 def _variables(scheme: dict[str, str], runs: tuple[str, ...]) -> str:

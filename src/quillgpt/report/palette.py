@@ -5,6 +5,8 @@ a contrast of at least 3 to it. Because hue alone is never enough, each run also
 where the colours begin again, another dash.
 """
 
+from typing import Literal
+
 LIGHT = {
     "ground": "#ffffff",
     "raised": "#f6f7f8",
@@ -25,7 +27,8 @@ DARK = {
 RUNS_ON_LIGHT = ("#0072b2", "#d55e00", "#008a66", "#b85a92", "#a87a00", "#2b2f36", "#3d95cc")
 RUNS_ON_DARK = ("#4d9fe0", "#f0803c", "#2ec79b", "#e39bc6", "#f0bb3a", "#f2f4f6", "#a5dcff")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("solid", "dashed", "dashdot", "dotted")
+Dash = Literal["solid", "dashed", "dashdot", "dotted"]
+DASHES: tuple[Dash, ...] = ("solid", "dashed", "dashdot", "dotted")
 
 
 def colour_number(run: int) -> int:
@@ -33,7 +36,7 @@ def colour_number(run: int) -> int:
     return run % len(RUNS_ON_LIGHT)
 
 
-def dash(run: int) -> str:
+def dash(run: int) -> Dash:
     """How its lines are broken."""
     return DASHES[run // len(RUNS_ON_LIGHT) % len(DASHES)]
 

@@ -75,7 +75,8 @@ def _reference(axis: Axis, beside: Beside) -> Plot | None:
 
 def trailing_means(tokens: np.ndarray, losses: np.ndarray, window: float, *, most: int) -> tuple[np.ndarray, ...]:
     """At no more than `most` of the points with a whole window before them: the mean over it, each line counted by the
-    tokens since the line before."""
+    tokens since the line before.
+    """
     if not len(tokens):
         return tokens, losses
     weights = np.diff(tokens, prepend=0.0)
@@ -103,7 +104,6 @@ def _verdict(subject: Subject, *, is_named: bool) -> str:
     farthest = excess[np.abs(excess).argmax()]
     side = "above" if farthest > 0 else "below"
     first = int(steps[outside][0])
-    return (
-        f"{who or 'The run was '}outside the band at {int(outside.sum()):,} of {len(excess):,} logged lines, first at step {first:,}, by at "
-        f"most {number(abs(float(farthest)))} nats {side} it; `quill doctor` lists likely causes."
-    )
+    how_often = f"{int(outside.sum()):,} of {len(excess):,} logged lines, first at step {first:,}"
+    how_far = f"by at most {number(abs(float(farthest)))} nats {side} it"
+    return f"{who or 'The run was '}outside the band at {how_often}, {how_far}; `quill doctor` lists likely causes."

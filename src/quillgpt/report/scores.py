@@ -1,11 +1,10 @@
 """Scores of tasks, from the metrics and from evaluations/, and what GPT-2 and GPT-3 are published with."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from quillgpt.report.curves import as_number
 from quillgpt.report.wording import one_line
@@ -42,33 +41,24 @@ class Published:
     source: str
 
 
-# GPT-2: a script of karpathy's build-nanogpt (play.ipynb), which scores OpenAI's weights in `completion` style, and
-# lm-evaluation-harness as its hellaswag.py quotes it. GPT-3: [Brown 2020, Table H.1, zero-shot]; it scores the mean
-# log-likelihood per token of an ending [Brown 2020, 2.4], as `completion` does, so that it stands beside that alone.
-_HERE = "build-nanogpt"
+GPT2 = {
+    "gpt2": ("GPT-2 124M", 124_000_000),
+    "gpt2-medium": ("GPT-2 350M", 350_000_000),
+    "gpt2-large": ("GPT-2 774M", 774_000_000),
+    "gpt2-xl": ("GPT-2 1558M", 1_558_000_000),
+}
+# GPT-2's scores are with the tasks; here are those of the two sizes between, from build-nanogpt's play.ipynb, and
+# GPT-3's [Brown 2020, Table H.1, zero-shot]. GPT-3 was scored by the mean log-likelihood per token of an ending
+# [Brown 2020, 2.4], as `completion` does, so that it stands beside that style alone.
 _GPT3 = "Brown et al. 2020, Table H.1"
-PUBLISHED: dict[tuple[str, str], tuple[Published, ...]] = {
+MORE_PUBLISHED: dict[tuple[str, str], tuple[Published, ...]] = {
     ("hellaswag-completion", "accuracy_norm"): (
-        Published(name="GPT-2 124M", parameters=124_000_000, value=0.294463, source=_HERE),
+        Published(name="GPT-2 350M", parameters=350_000_000, value=0.375224, source="build-nanogpt"),
+        Published(name="GPT-2 774M", parameters=774_000_000, value=0.431986, source="build-nanogpt"),
         Published(name="GPT-3 125M", parameters=125_000_000, value=0.337, source=_GPT3),
-        Published(name="GPT-2 350M", parameters=350_000_000, value=0.375224, source=_HERE),
         Published(name="GPT-3 350M", parameters=350_000_000, value=0.436, source=_GPT3),
-        Published(name="GPT-2 774M", parameters=774_000_000, value=0.431986, source=_HERE),
         Published(name="GPT-3 760M", parameters=760_000_000, value=0.510, source=_GPT3),
-        Published(name="GPT-2 1558M", parameters=1_558_000_000, value=0.488946, source=_HERE),
         Published(name="GPT-3 1.3B", parameters=1_300_000_000, value=0.547, source=_GPT3),
-    ),
-    ("hellaswag-completion", "accuracy"): (
-        Published(name="GPT-2 124M", parameters=124_000_000, value=0.2859, source=_HERE),
-        Published(name="GPT-2 1558M", parameters=1_558_000_000, value=0.3842, source=_HERE),
-    ),
-    ("hellaswag-harness", "accuracy_norm"): (
-        Published(name="GPT-2 124M", parameters=124_000_000, value=0.3114, source="lm-evaluation-harness"),
-        Published(name="GPT-2 1558M", parameters=1_558_000_000, value=0.5089, source="lm-evaluation-harness"),
-    ),
-    ("hellaswag-harness", "accuracy"): (
-        Published(name="GPT-2 124M", parameters=124_000_000, value=0.2892, source="lm-evaluation-harness"),
-        Published(name="GPT-2 1558M", parameters=1_558_000_000, value=0.4004, source="lm-evaluation-harness"),
     ),
 }
 CHANCE = {"hellaswag": 0.25}
@@ -122,17 +112,27 @@ def scores_of(record: RunRecord) -> list[Score]:
 
 
 def published_for(task: str, metric: str, parameters: int) -> list[Published]:
-    """What is published of the smallest model, and of that nearest in size: of the same task, style and metric."""
-    known = PUBLISHED.get((task, metric), ())
-    if not known:
-        return []
-    families = {entry.name.split()[0] for entry in known}
-    chosen: set[str] = set()
-    for family in families:
-        members = [entry for entry in known if entry.name.startswith(family)]
-        distance = [abs(np.log(entry.parameters / max(1, parameters))) for entry in members]
-        chosen |= {members[0].name, members[int(np.argmin(distance))].name}
-    return [entry for entry in known if entry.name in chosen]
+    """What is published of the smallest model of a family, and of that nearest in size: of the same style and metric."""
+    known = all_published(task, metric)
+    chosen: list[Published] = []
+    for family in dict.fromkeys(entry.name.split()[0] for entry in known):
+        members = [entry for entry in known if entry.name.split()[0] == family]
+        nearest = min(members, key=lambda entry: abs(math.log(entry.parameters / max(1, parameters))))
+        chosen += [members[0]] if nearest is members[0] else [members[0], nearest]
+    return chosen
+
+
+def all_published(task: str, metric: str) -> list[Published]:
+    """Everything that is published of this score, of each family the smallest model first."""
+    from quillgpt.evaluate.tasks import TASKS
+
+    found = list(MORE_PUBLISHED.get((task, metric), ()))
+    for model, scores in (TASKS[task].published if task in TASKS else {}).items():
+        if model in GPT2 and metric in scores:
+            name, parameters = GPT2[model]
+            value, source = scores[metric]
+            found.append(Published(name=name, parameters=parameters, value=value, source=source))
+    return sorted(found, key=lambda entry: (entry.name.split()[0], entry.parameters))
 
 
 def chance_of(task: str) -> float | None:

@@ -112,11 +112,17 @@ def read_together(told: Told, differing: list[str]) -> str:
     """What several runs are, in a few sentences: what they have in common, in what they differ, the least loss."""
     words = {_what(subject, facts) for subject, facts in told}
     runs = small_count(len(told), "runs").capitalize()
-    common = f"{runs} of a GPT {next(iter(words))}" if len(words) == 1 else f"{runs} of different models or on different data"
+    common = (
+        f"{runs} of a GPT {next(iter(words))}"
+        if len(words) == 1
+        else f"{runs} of different models or on different data"
+    )
     tokens = sum(facts.tokens for _, facts in told)
     seconds = sum(facts.seconds or 0.0 for _, facts in told)
     more = f" and {len(differing) - 5} more settings" if len(differing) > 5 else ""
-    difference = f" They differ in {', '.join(differing[:5]) if more else listed(differing)}{more}." if differing else ""
+    difference = (
+        f" They differ in {', '.join(differing[:5]) if more else listed(differing)}{more}." if differing else ""
+    )
     ended = [(facts.last.loss, subject.label, facts.last.text) for subject, facts in told if facts.last]
     least = f" The least held-out loss at the end: {min(ended)[1]}, {min(ended)[2]} nats per token." if ended else ""
     return f"{common}: together {count(tokens, 'tokens')} in {duration(seconds)} of training.{difference}{least}"

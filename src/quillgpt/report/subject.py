@@ -5,7 +5,7 @@ that was made by an older version, is better than none.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class Subject:
         return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
-def read_subjects(places: list[str | Path]) -> list[Subject]:
+def read_subjects(places: Sequence[str | Path]) -> list[Subject]:
     """The runs to report on, in the order given; one given twice is a `ConfigError`."""
     paths = [Path(place) for place in places]
     resolved = [path.resolve() for path in paths]
@@ -139,7 +139,8 @@ def _texts(path: Path) -> list[str]:
 def compressors_of(record: RunRecord) -> dict[str, float] | str:
     """What gzip and xz make of the run's held-out text, where `quill demo` has measured it; otherwise why not."""
     data = record.environment.get("data")
-    directory = data.get("directory") if isinstance(data, Mapping) else None
+    data = data if isinstance(data, Mapping) else {}
+    directory = data.get("directory")
     if not isinstance(directory, str):
         return "the run does not say where its data lies"
     path = Path(directory) / "compressors.json"

@@ -143,7 +143,10 @@ def overview(subject: Subject, facts: Facts) -> Table:
         ("time", duration(facts.seconds) if facts.seconds is not None else ""),
         ("throughput", f"{number(facts.tokens_per_second)} tokens/s, median" if facts.tokens_per_second else ""),
         ("memory", f"{size(facts.memory_bytes)} at its largest" if facts.memory_bytes else ""),
-        ("hardware", _joined(told("processor"), told("choices", "device"), told("choices", "dtype"), _threads(subject))),
+        (
+            "hardware",
+            _joined(told("processor"), told("choices", "device"), told("choices", "dtype"), _threads(subject)),
+        ),
     ]
     known = [[name, one_line(text, longest=240)] for name, text in rows if text and not text.startswith("0 tokens")]
     return Table(caption="What was trained", columns=["", ""], rows=known)
@@ -151,7 +154,12 @@ def overview(subject: Subject, facts: Facts) -> Table:
 
 def _shape(subject: Subject) -> str:
     model = subject.record.config.model
-    parts = [f"{model.n_layer} layers", f"{model.n_embd} wide", f"{model.n_head} heads", f"context {model.context_length:,}"]
+    parts = [
+        f"{model.n_layer} layers",
+        f"{model.n_embd} wide",
+        f"{model.n_head} heads",
+        f"context {model.context_length:,}",
+    ]
     return ", ".join(parts)
 
 
@@ -189,8 +197,13 @@ def evaluations(subject: Subject, facts: Facts) -> Table:
 def scores_table(told: Told) -> Table:
     """The last value of every task score."""
     rows = [
-        [subject.label, score.name, with_error(last.value, last.error), f"{last.items:,}" if last.items else UNKNOWN,
-         f"{last.step:,}"]
+        [
+            subject.label,
+            score.name,
+            with_error(last.value, last.error),
+            f"{last.items:,}" if last.items else UNKNOWN,
+            f"{last.step:,}",
+        ]
         for subject, _ in told
         for score in subject.scores
         if (last := score.points[-1])
@@ -247,7 +260,11 @@ def _resolved(subject: Subject) -> dict[str, str]:
     choices = ("device", "dtype", "threads", "compile", "rows", "world_size")
     places = {f"{name} used": place for name, place in places.items()}
     places |= {f"{name} used": ("choices", name) for name in choices}
-    return {name: text[:16] if name == "data used" else text for name, place in places.items() if (text := subject.told(*place))}
+    return {
+        name: text[:16] if name == "data used" else text
+        for name, place in places.items()
+        if (text := subject.told(*place))
+    }
 
 
 def _environment(subject: Subject) -> dict[str, str]:
@@ -256,7 +273,9 @@ def _environment(subject: Subject) -> dict[str, str]:
     for name, value in list(subject.record.environment.items())[:MOST_ROWS]:
         if isinstance(value, Mapping):
             inner = list(value.items())[:MOST_ROWS]
-            found |= {one_line(f"{name}: {key}", longest=60): one_line(_plain(entry), longest=200) for key, entry in inner}
+            found |= {
+                one_line(f"{name}: {key}", longest=60): one_line(_plain(entry), longest=200) for key, entry in inner
+            }
         elif name == "command" and isinstance(value, list):
             found["command"] = one_line(shlex.join(map(str, value)), longest=400)
         else:

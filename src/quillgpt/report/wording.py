@@ -7,7 +7,7 @@ from collections.abc import Sequence
 LAYOUT = "\n\t"
 JOINERS = "\u200c\u200d"  # parts of words and of emoji
 LARGE = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
-NUMBER_WORDS = "no one two three four five six seven eight nine ten".split()
+NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def visible(text: str, *, longest: int = 0) -> str:
