@@ -16,7 +16,7 @@ from quillgpt.report.subject import Subject
 from quillgpt.report.wording import compact
 
 MOST_POINTS = 6_000
-RAW, STRONG, HELD_OUT, RUG = 1_600, 1_200, 600, 400  # of these, over all runs
+RAW, STRONG, HELD_OUT, RUG = 1_600, 1_200, 240, 200  # of these, over all runs
 FEW_RUNS = 4  # more runs than these show no single steps
 STEEP = 0.08  # share of the x axis at whose beginning a loss may leave the frame
 UNITS = ((172_800.0, 86_400.0, "days"), (7_200.0, 3_600.0, "hours"), (180.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))

@@ -112,8 +112,8 @@ def published_note(task: str, published: list[Published]) -> str:
     for entry in published:
         sources.setdefault(entry.source, []).append(f"{entry.name} {entry.value:.3f}")
     said = "; ".join(f"{listed(names)} ({source})" for source, names in sources.items())
-    style = task.rpartition("-")[2]
-    return f"Published, scored in {style} style like these: {said}."
+    style = f", scored in {task.rpartition('-')[2]} style like these" if task.startswith("hellaswag-") else ""
+    return f"Published{style}: {said}."
 
 
 def statistics_plots(told: Told) -> list[Plot]:

@@ -112,7 +112,7 @@ def scores_of(record: RunRecord) -> list[Score]:
 
 
 def published_for(task: str, metric: str, parameters: int) -> list[Published]:
-    """What is published of the smallest model of a family, and of that nearest in size: of the same style and metric."""
+    """What is published of a family's smallest model and of that nearest in size: of the same style and metric."""
     known = all_published(task, metric)
     chosen: list[Published] = []
     for family in dict.fromkeys(entry.name.split()[0] for entry in known):

@@ -87,8 +87,9 @@ def became(subject: Subject, facts: Facts) -> str:
     """What came of it, beside compressors where they were measured."""
     first, last, best = facts.first, facts.last, facts.best
     if last is None or first is None or best is None:
-        loss = f" The training loss went from {facts.first_loss:.3f} to {facts.last_loss:.3f} nats per token."
-        text = "It was not evaluated on held-out text." + (loss if facts.last_loss is not None else "")
+        text = "It was not evaluated on held-out text."
+        if facts.first_loss is not None and facts.last_loss is not None:
+            text += f" The training loss went from {facts.first_loss:.3f} to {facts.last_loss:.3f} nats per token."
     else:
         began = f"went from {first.loss:.3f} to" if len(facts.held_out) > 1 else "is"
         bits = f", {last.bits_text} bits per byte" if last.bits_text else ""

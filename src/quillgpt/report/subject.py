@@ -6,7 +6,7 @@ that was made by an older version, is better than none.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ SAMPLES_KEPT = 24  # steps whose samples are told in full
 SAMPLE_CHARACTERS = 4_000
 SEPARATOR = "\n\n----\n\n"  # as train/write_samples.py puts it between two texts
 LONGEST_LABEL = 60
+Column = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +48,21 @@ class Subject:
     samples_left_out: int
     compressors: dict[str, float] | str
     scores: list[Score]
+    _columns: dict[str, Column] = field(default_factory=dict, repr=False)
 
     def series(self, name: str, over: str = "tokens") -> tuple[np.ndarray, np.ndarray]:
-        """Two columns of the metrics; non-finite numbers are among them."""
-        return self.record.series(name, over)
+        """Two columns of the metrics, `over` and `name`, as `RunRecord.series` gives them, each read once."""
+        (x, has_x), (y, has_y) = self.column(over), self.column(name)
+        return x[has_x & has_y], y[has_x & has_y]
+
+    def column(self, name: str) -> Column:
+        """A column of the metrics: its numbers, and which lines have one."""
+        if name not in self._columns:
+            values = [line.get(name) for line in self.record.lines]
+            present = np.array([isinstance(value, float) or as_number(value) is not None for value in values], bool)
+            numbers = [value if has else 0.0 for value, has in zip(values, present.tolist(), strict=True)]
+            self._columns[name] = np.array(numbers, dtype=np.float64), present
+        return self._columns[name]
 
     def last(self, name: str) -> float | None:
         """The last finite number of a column."""
