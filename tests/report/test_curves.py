@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from quillgpt.report.curves import as_number, evenly, finite, sampled, smoothed, smoothing_window, thinned
+from quillgpt.report.curves import as_number, evenly, finite, sampled, smoothed, smoothing_window, spans
 from quillgpt.report.reference import trailing_means
 
 RANDOM = np.random.default_rng(7)
@@ -34,17 +34,19 @@ def test_few_points_are_not_smoothed() -> None:
 @pytest.mark.parametrize("count", [1, 2, 99, 100, 101, 5_000])
 def test_what_is_drawn_is_bounded_and_in_order(count: int) -> None:
     x, y = np.arange(float(count)), RANDOM.normal(size=count)
-    for drawn, values in (smoothed(x, y, most=100), thinned(x, y, most=100), sampled(x, y, most=100)):
+    for drawn, values, *_ in (smoothed(x, y, most=100), spans(x, y, most=100), sampled(x, y, most=100)):
         assert len(drawn) == len(values) <= 100
         assert (np.diff(drawn) > 0).all()
     assert evenly(count, 100)[[0, -1]].tolist() == [0, count - 1]
 
 
-def test_thinning_loses_no_spike() -> None:
+def test_the_span_of_the_lines_loses_no_spike() -> None:
     y = np.zeros(10_000)
     y[[0, 4321, 9999]] = 5.0, -7.0, 9.0
-    _, kept = thinned(np.arange(10_000.0), y, most=60)
-    assert {5.0, -7.0, 9.0} <= set(kept.tolist())
+    x, low, high = spans(np.arange(10_000.0), y, most=60)
+    assert len(x) == 60
+    assert {5.0, 9.0} <= set(high.tolist())
+    assert -7.0 in low
 
 
 def test_only_finite_points_are_drawn() -> None:

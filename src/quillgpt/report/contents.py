@@ -134,12 +134,11 @@ def chosen_samples(samples: list[Sample]) -> list[Sample]:
 def _thinned(told: Told) -> str:
     """How the curves were made from the lines."""
     windows = sorted({facts.window for _, facts in told})
-    lines = max(facts.lines for _, facts in told)
     if windows == [1]:
         return "The curves join the logged lines as they are."
-    kept = " The faint line keeps the lowest and the highest of equal shares where the lines are many." * (lines > 400)
     span = listed([f"{window:,}" for window in windows if window > 1])
     return (
-        f"Strong lines: weighted means of {span} neighbouring logged lines. Faint lines: the logged lines themselves. "
-        f"Points: held-out loss, with bars of one standard error where they are longer than the mark is high.{kept}"
+        f"Strong lines: weighted means of {span} neighbouring logged lines. Faint: the logged lines themselves; where "
+        "they are many, the range from the lowest to the highest of some hundred equal shares. "
+        f"Points: held-out loss, with bars of one standard error where they are longer than the mark is high."
     )

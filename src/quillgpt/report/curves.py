@@ -44,18 +44,12 @@ def _mean_around(y: np.ndarray, index: int, half: int) -> float:
     return float(around @ weights / weights.sum())
 
 
-def thinned(x: np.ndarray, y: np.ndarray, *, most: int) -> Points:
-    """No more than `most` of the points: where there are more, the lowest and highest of equal shares, so that no
-    spike is lost.
-    """
-    if len(y) <= most:
-        return x, y
-    bounds = np.linspace(0, len(y), most // 2 + 1).astype(int)
-    kept: list[int] = []
-    for start, stop in itertools.pairwise(bounds.tolist()):
-        share = y[start:stop]
-        kept += sorted({start + int(share.argmin()), start + int(share.argmax())})
-    return x[kept], y[kept]
+def spans(x: np.ndarray, y: np.ndarray, *, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lowest and the highest of `most` equal shares of the points, so that no spike is lost: x, low, high."""
+    bounds = np.linspace(0, len(y), min(most, len(y)) + 1).astype(int)
+    shares = [y[start:stop] for start, stop in itertools.pairwise(bounds.tolist())]
+    middles = [(start + stop - 1) // 2 for start, stop in itertools.pairwise(bounds.tolist())]
+    return x[middles], np.array([share.min() for share in shares]), np.array([share.max() for share in shares])
 
 
 def sampled(*columns: np.ndarray, most: int) -> tuple[np.ndarray, ...]:

@@ -74,12 +74,12 @@ def for_page(drawn: str, width: int, height: int) -> str:
     """matplotlib's file as an element: colours as variables, short numbers, no ids that nothing refers to."""
     text = drawn[drawn.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{3,}", _short, tag[0]), text)
     for name, code in CODES.items():
         text = text.replace(code, f"var(--{name})")
     referred = set(re.findall(r"#([\w-]+)", text))
-    text = re.sub(r' id="([\w-]+)"', lambda found: found[0] if found[1] in referred else "", text)
+    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in referred else "", text)
     text = re.sub(r"\n\s*(?=<)", "\n", text)
     inside = text[text.index(">") + 1 :]
     return f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true">{inside}'
@@ -108,8 +108,10 @@ def _figure(plot: Plot, pixels: tuple[int, int], ink: dict[str, str], font: floa
     axes = figure.add_subplot()
     _frame(axes, plot, ink, font)
     for area in plot.areas:
-        axes.fill_between(area.x, area.low, area.high, color=ink["muted"], alpha=0.18, linewidth=0, label=area.label)
-        axes.plot(area.x, area.middle, color=ink["muted"], linewidth=1, linestyle="dotted")
+        colour = ink["muted"] if area.run < 0 else ink[f"run-{colour_number(area.run)}"]
+        axes.fill_between(area.x, area.low, area.high, color=colour, alpha=0.18, linewidth=0)
+        if len(area.middle):
+            axes.plot(area.x, area.middle, color=colour, linewidth=1, linestyle="dotted")
     _levels(axes, plot, ink, font, pixels)
     for line in sorted(plot.lines, key=lambda line: list(Kind).index(line.kind)):
         _line(axes, line, ink)
@@ -189,7 +191,7 @@ def _overlap(one: Box, other: Box) -> bool:
 
 def _crossings(plot: Plot, box: Box) -> int:
     """How many of some places below a name have a curve running through it."""
-    places = np.linspace(box[0], box[1], 9)
+    places = np.linspace(box[0], box[1], 33)
     found = 0
     for line in plot.lines:
         inside = places[(places >= line.x.min()) & (places <= line.x.max())]
@@ -214,7 +216,9 @@ def _line(axes: "Axes", line: Line, ink: dict[str, str]) -> None:
         every = max(1, len(line.x) // 40)
         edge = {"markeredgecolor": ink["ground"], "markeredgewidth": 0.8}
         if len(line.error) and line.error.any():
-            axes.errorbar(line.x, line.y, yerr=line.error, fmt="none", ecolor=colour, elinewidth=1.2, capsize=0)
+            bars = slice(None, None, every)
+            x, y, error = line.x[bars], line.y[bars], line.error[bars]
+            axes.errorbar(x, y, yerr=error, fmt="none", ecolor=colour, elinewidth=1.2, capsize=0)
         axes.plot(line.x, line.y, marker=marker, markersize=6, markevery=every, linewidth=1, alpha=1, **style, **edge)
 
 

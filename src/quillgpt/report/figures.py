@@ -4,19 +4,20 @@ Every line is thinned out before it is drawn, so that a figure has at most `MOST
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from quillgpt.report import captions
 from quillgpt.report.captions import Told, ends
-from quillgpt.report.curves import as_number, finite, sampled, smoothed, smoothing_window, thinned
+from quillgpt.report.curves import as_number, finite, sampled, smoothed, smoothing_window, spans
 from quillgpt.report.facts import Facts
-from quillgpt.report.plot import Kind, Level, Line, Marks, Plot, limits_around
+from quillgpt.report.plot import Area, Kind, Level, Line, Marks, Plot, limits_around
 from quillgpt.report.subject import Subject
 from quillgpt.report.wording import compact
 
 MOST_POINTS = 6_000
-RAW, STRONG, HELD_OUT, RUG = 1_600, 1_200, 240, 200  # of these, over all runs
+RAW, SPANS, STRONG, HELD_OUT, RUG = 1_600, 800, 1_200, 240, 200  # of these, over all runs
 FEW_RUNS = 4  # more runs than these show no single steps
 STEEP = 0.08  # share of the x axis at whose beginning a loss may leave the frame
 UNITS = ((172_800.0, 86_400.0, "days"), (7_200.0, 3_600.0, "hours"), (180.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
@@ -74,19 +75,27 @@ def main_plots(told: Told) -> list[Plot]:
     return [plot for plot in plots if plot is not None]
 
 
-def curves(axis: Axis, column: str) -> list[Line]:
-    """A column of every run: its single lines faint, if the runs are few, and their mean strong."""
-    lines = []
+def curves(axis: Axis, column: str) -> tuple[list[Line], list[Area]]:
+    """A column of every run: its mean strong and, if the runs are few, its single lines faint.
+
+    Single lines that are too many to be drawn become the area that they fill.
+    """
+    lines: list[Line] = []
+    areas: list[Area] = []
     for subject in axis.subjects:
         x, y = axis.series(subject, column)
         if not len(x):
             continue
         if len(axis.subjects) <= FEW_RUNS and smoothing_window(len(y)) > 1:
-            lines.append(_line(subject, Kind.FAINT, *thinned(x, y, most=axis.share(RAW))))
+            if len(y) <= axis.share(RAW):
+                lines.append(_line(subject, Kind.FAINT, x, y))
+            else:
+                x_of_span, low, high = spans(x, y, most=axis.share(SPANS))
+                areas.append(Area(run=subject.number, x=x_of_span, low=low, high=high))
         if column == "loss" and loss_column(subject) != column:
             x, y = axis.series(subject, loss_column(subject))
         lines.append(_line(subject, Kind.STRONG, *smoothed(x, y, most=axis.share(STRONG))))
-    return lines
+    return lines, areas
 
 
 def loss_column(subject: Subject) -> str:
@@ -101,7 +110,7 @@ def _line(subject: Subject, kind: Kind, x: np.ndarray, y: np.ndarray) -> Line:
 
 
 def _loss(axis: Axis, told: Told) -> Plot | None:
-    lines = curves(axis, "loss")
+    lines, areas = curves(axis, "loss")
     for subject in axis.subjects:
         columns = axis.with_errors(subject, "held_out_loss", "held_out_standard_error")
         x, y, error = sampled(*columns, most=axis.share(HELD_OUT))
@@ -109,7 +118,7 @@ def _loss(axis: Axis, told: Told) -> Plot | None:
             lines.append(Line(run=subject.number, label=subject.label, kind=Kind.POINTS, x=x, y=y, error=error))
     if not lines:
         return None
-    limits, above = loss_limits(lines)
+    limits, above = loss_limits(lines, areas)
     is_main = axis.column == "tokens"
     marks = axis.marks("not applied", lambda line: bool(line.get("skipped")) or _is_no_number(line))
     notes = [ends(told, captions.final_loss if is_main else captions.time)]
@@ -125,6 +134,7 @@ def _loss(axis: Axis, told: Told) -> Plot | None:
         lines=lines,
         caption=" ".join(notes),
         limits=limits,
+        areas=areas,
         marks=marks,
         is_main=is_main,
     )
@@ -134,15 +144,21 @@ def _is_no_number(line: dict) -> bool:
     return isinstance(line.get("loss"), float) and not np.isfinite(line["loss"])
 
 
-def loss_limits(lines: list[Line]) -> tuple[tuple[float, float], float]:
-    """The y axis of a loss, without its first steep fall; and how far along x the curves are above it, or 0."""
+def loss_limits(lines: list[Line], areas: list[Area]) -> tuple[tuple[float, float], float]:
+    """The y axis of a loss, without its first steep fall; and how far along x the curves are above it, or 0.
+
+    Of the single lines it holds all but the lowest and highest few, so that a spike does not flatten the rest.
+    """
     firm = [line for line in lines if line.kind is not Kind.FAINT]
+    single = [(line.x, line.y) for line in lines if line.kind is Kind.FAINT]
+    single += [(area.x, edge) for area in areas for edge in (area.low, area.high)]
     everything = np.concatenate([line.y for line in firm])
     far = max(float(line.x.max()) for line in lines) * STEEP
-    late = np.concatenate([line.y[line.x >= far] for line in firm])
+    usual = [np.quantile(y[x >= far], (0.02, 0.98)) for x, y in single if (x >= far).any()]
+    late = np.concatenate([*(line.y[line.x >= far] for line in firm), *usual])
     low, high = limits_around(late if len(late) else everything)
     if everything.max() <= high + 0.3 * (high - low):
-        return limits_around(everything), 0.0
+        return limits_around(np.concatenate([everything, *usual])), 0.0
     return (low, high), max(float(line.x[line.y > high].max()) for line in firm if (line.y > high).any())
 
 
@@ -168,11 +184,11 @@ def _rate(axis: Axis, told: Told) -> Plot | None:
 
 
 def _gradient(axis: Axis, told: Told) -> Plot | None:
-    lines = curves(axis, "gradient_norm")
+    lines, areas = curves(axis, "gradient_norm")
     if not lines:
         return None
     clips = sorted({facts.clip for _, facts in told if facts.clip})
-    values = np.concatenate([line.y for line in lines])
+    values = np.concatenate([*(line.y for line in lines), *(area.high for area in areas)])
     positive = values[values > 0]
     is_logarithmic = bool(len(positive)) and float(positive.max()) > 30 * float(np.median(positive))
     marks = axis.marks("not applied", lambda line: bool(line.get("skipped")))
@@ -188,6 +204,7 @@ def _gradient(axis: Axis, told: Told) -> Plot | None:
         caption=" ".join(notes),
         limits=limits_around(values, include=include, is_logarithmic=is_logarithmic),
         levels=[Level(value=clip, label=f"clipped at {clip:g}") for clip in clips],
+        areas=areas,
         marks=marks,
         is_logarithmic=is_logarithmic,
     )
@@ -201,11 +218,10 @@ def _memory_unit(told: Told) -> tuple[str, Callable[[Facts], str], float]:
 def _amount(
     axis: Axis, told: Told, column: str, title: str, y_label: str, say: Callable[[Facts], str], unit: float = 1.0
 ) -> Plot | None:
-    scaled = [
-        Line(run=line.run, label=line.label, kind=line.kind, x=line.x, y=line.y / unit) for line in curves(axis, column)
-    ]
-    if not scaled:
+    lines, areas = curves(axis, column)
+    if not lines:
         return None
+    scaled = [replace(line, y=line.y / unit) for line in lines]
     return Plot(
         key=title.lower().replace(" ", "-"),
         title=title,
@@ -214,4 +230,5 @@ def _amount(
         lines=scaled,
         caption=ends(told, say),
         limits=(0.0, 1.15 * max(float(line.y.max()) for line in scaled if line.kind is Kind.STRONG) or 1.0),
+        areas=[replace(area, low=area.low / unit, high=area.high / unit) for area in areas],
     )

@@ -8,6 +8,8 @@ from enum import Enum
 
 import numpy as np
 
+from quillgpt.report.wording import listed
+
 
 class Kind(Enum):
     """How a line is drawn."""
@@ -44,13 +46,16 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Area:
-    """A band between two curves, around a third; (n,) float64 each."""
+    """A band between two curves, (n,) float64 each: the range of a run's single lines, or what runs are judged by.
 
-    label: str
+    `middle`, if not empty, is a curve within. `run` is -1 for what belongs to no run.
+    """
+
+    run: int
     x: np.ndarray
     low: np.ndarray
-    middle: np.ndarray
     high: np.ndarray
+    middle: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +91,10 @@ class Plot:
 
     @property
     def alternative(self) -> str:
-        """What it is, for one who cannot see it; the caption says the rest."""
-        return f"{self.title}: line chart of {self.y_label} against {self.x_label}. {self.caption}"
+        """What it is, for one who cannot see it; the caption beside it has the numbers."""
+        runs = list(dict.fromkeys(line.label for line in self.lines if line.kind is not Kind.LAYER))
+        lines = f" of {listed(runs)}" if 0 < len(runs) <= 4 else f", {len(self.lines)} lines"
+        return f"{self.title}: line chart of {self.y_label} against {self.x_label}{lines}"
 
 
 def limits_around(values: np.ndarray, *, include: tuple[float, ...] = (), is_logarithmic: bool = False) -> tuple:

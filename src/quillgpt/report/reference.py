@@ -56,7 +56,7 @@ def _reference(axis: Axis, beside: Beside) -> Plot | None:
             lines.append(Line(run=subject.number, label=subject.label, kind=Kind.STRONG, x=x, y=y))
     if not lines:
         return None
-    area = Area(label="reference band", x=band.tokens, low=band.low, middle=band.mean, high=band.high)
+    area = Area(run=-1, x=band.tokens, low=band.low, middle=band.mean, high=band.high)
     verdicts = [_verdict(subject, is_named=len(axis.subjects) > 1) for subject in beside.subjects]
     made = f"{len(band.seeds)} seeds of the recipe {band.recipe} at commit {band.commit} on {band.hardware}"
     what = f"Grey: where {band.level:.1%} of healthy runs lie, from {made}."

@@ -126,7 +126,7 @@ def overview(subject: Subject, facts: Facts) -> Table:
     config, told = subject.record.config, subject.told
     model = config.model
     per_step = facts.tokens / facts.step if facts.step else 0
-    fraction = f", {facts.epochs:.2f} of the training text" if facts.epochs is not None else ""
+    fraction = f", {number(facts.epochs)} of the training text" if facts.epochs is not None else ""
     steps = f"{facts.step:,} of {facts.planned_steps:,}" if facts.planned_steps else f"{facts.step:,}"
     status = "" if facts.is_finished or not facts.planned_steps else ": still running, or stopped"
     rows = [
