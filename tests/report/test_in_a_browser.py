@@ -14,7 +14,6 @@ from quillgpt.report.page import write_page
 from quillgpt.report.palette import RUNS_ON_DARK, RUNS_ON_LIGHT
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), "")
 QUIET = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars"),
@@ -39,9 +38,19 @@ onload = () => {
 </script>"""
 
 
-def dom(page: Path, profile: Path) -> str:
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    """The browser; one that is only a name, as where it is a package of another kind, is none."""
+    for name in NAMES:
+        path = shutil.which(name)
+        if path and subprocess.run([path, "--version"], capture_output=True, timeout=60).returncode == 0:
+            return path
+    pytest.skip(f"no browser to open the page in: none of {', '.join(NAMES)} is on PATH and starts")
+
+
+def dom(chromium: str, page: Path, profile: Path) -> str:
     """The document after it was loaded, as Chromium writes it."""
-    command = [CHROMIUM, *QUIET, f"--user-data-dir={profile}", "--allow-file-access-from-files", "--dump-dom"]
+    command = [chromium, *QUIET, f"--user-data-dir={profile}", "--allow-file-access-from-files", "--dump-dom"]
     done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -59,11 +68,10 @@ def attributes(text: str, frame: str) -> dict[str, str]:
     return {name: unescape(value) for name, value in re.findall(r'data-(\w+)="([^"]*)"', tag[0])}
 
 
-@pytest.mark.skipif(not CHROMIUM, reason=f"no browser to open the page in: none of {', '.join(NAMES)} is on PATH")
 class TestInChromium:
-    def test_the_numbers_of_the_metrics_can_be_read(self, tmp_path: Path) -> None:
+    def test_the_numbers_of_the_metrics_can_be_read(self, chromium: str, tmp_path: Path) -> None:
         write_page(contents(make_run(tmp_path / "run")), tmp_path / "report.html")
-        text = dom(tmp_path / "report.html", tmp_path / "profile")
+        text = dom(chromium, tmp_path / "report.html", tmp_path / "profile")
         cards = dict(re.findall(r'<dt>([^<]+)</dt><dd><span class="value">([^<]+)</span>', text))
         last = metrics()[-1]
         assert cards["Held-out loss"] == f"{last['held_out_loss']:.3f}"
@@ -71,14 +79,16 @@ class TestInChromium:
         assert cards["Tokens"] == f"{last['tokens']:,}"
         assert text.count("<figure") == 7
 
-    def test_nothing_is_too_wide_no_script_runs_and_the_dark_scheme_is_dark(self, tmp_path: Path) -> None:
+    def test_nothing_is_too_wide_no_script_runs_and_the_dark_scheme_is_dark(
+        self, chromium: str, tmp_path: Path
+    ) -> None:
         report = hostile_contents(tmp_path)
         write_page(report, tmp_path / "report.html")
         opened = (tmp_path / "report.html").read_text().replace("<details>", "<details open>")
         (tmp_path / "opened.html").write_text(opened)
         frames = MEASURE.replace("NARROW", "opened.html").replace("WIDE", "opened.html")
         (tmp_path / "measure.html").write_text(f"<!doctype html><title>x</title>{frames}")
-        text = dom(tmp_path / "measure.html", tmp_path / "profile")
+        text = dom(chromium, tmp_path / "measure.html", tmp_path / "profile")
         narrow, wide = attributes(text, "narrow"), attributes(text, "wide")
         assert (narrow["scroll"], narrow["out"]) == ("390", "")
         assert (wide["scroll"], wide["out"]) == ("1280", "")
