@@ -68,3 +68,9 @@ def test_a_damaged_record_is_told_in_one_line(run: Path, content: str) -> None:
     (run / "environment.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"environment\.json"):
         read_run(run)
+
+
+def test_a_number_that_no_float_holds_is_left_out(run: Path) -> None:
+    append_metrics(run / "metrics.jsonl", {"step": 1, "loss": 10**400})
+    append_metrics(run / "metrics.jsonl", {"step": 2, "loss": 2.5})
+    assert read_run(run).series("loss")[1].tolist() == [2.5]

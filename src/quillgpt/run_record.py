@@ -88,4 +88,6 @@ def _restored(value: Any) -> Any:
 
 
 def _is_number(*values: object) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    """Whether all are numbers that a float holds; a whole number of a file may be larger than any."""
+    is_number = (isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return all(is_number) and all(isinstance(value, float) or abs(value) < 2**1023 for value in values)

@@ -20,5 +20,6 @@ COMMANDS = {
         "compute an attention head on encrypted numbers; list what is no polynomial",
     ),
     "explain": ("quillgpt.cli.explain", "read GPT-2 in one file, beside the values of a tiny run"),
+    "report": ("quillgpt.cli.report", "what runs did: one HTML file, PNG figures, or text in the terminal"),
     "export": ("quillgpt.cli.export", "a trained model for transformers, llama.cpp or onnxruntime"),
 }
