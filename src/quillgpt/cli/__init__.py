@@ -11,15 +11,15 @@ COMMANDS = {
     "prepare": ("quillgpt.cli.prepare", "turn text into a directory of tokens"),
     "tokenizer": ("quillgpt.cli.tokenizer", "train a tokenizer, or look at how text is cut into tokens"),
     "train": ("quillgpt.cli.train", "train a model by a recipe; run it again to continue"),
-    "doctor": ("quillgpt.cli.doctor", "compare a run with its recipe's reference band, and find what is wrong with it"),
     "eval": ("quillgpt.cli.eval", "how good a model is: held-out loss and tasks, with standard errors"),
     "compare": ("quillgpt.cli.compare", "hold runs against each other: is the difference more than noise?"),
+    "doctor": ("quillgpt.cli.doctor", "compare a run with its recipe's reference band, and find what is wrong with it"),
+    "report": ("quillgpt.cli.report", "what runs did: one HTML file, PNG figures, or text in the terminal"),
     "sample": ("quillgpt.cli.sample", "write text with a trained model"),
     "encrypt-check": (
         "quillgpt.cli.encrypt_check",
         "compute an attention head on encrypted numbers; list what is no polynomial",
     ),
     "explain": ("quillgpt.cli.explain", "read GPT-2 in one file, beside the values of a tiny run"),
-    "report": ("quillgpt.cli.report", "what runs did: one HTML file, PNG figures, or text in the terminal"),
     "export": ("quillgpt.cli.export", "a trained model for transformers, llama.cpp or onnxruntime"),
 }

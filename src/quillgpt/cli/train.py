@@ -15,11 +15,9 @@ def main(arguments: list[str]) -> int:
         from quillgpt.cli.dry_run import show
 
         code = show(settings)
-        print("
-".join(["", *plan(configs)] if configs else []), end="
-" if configs else "")
+        print("\n".join(["", *plan(configs)] if configs else []), end="\n" if configs else "")
         return code
-    if settings.config.train.eval_only and not configs:
+    if settings.config.train.eval_only:
         from quillgpt.cli.eval import evaluate_run
 
         return evaluate_run(settings.config)
