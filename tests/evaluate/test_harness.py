@@ -57,7 +57,8 @@ class Run:
 
 
 def random_states() -> tuple[object, ...]:
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    _, keys, place, *_ = np.random.get_state()
+    return random.getstate(), (keys.tolist(), place), torch.get_rng_state().tolist()
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,16 @@ def test_the_harness_asks_about_the_texts_of_our_items(run: Run, folder: Path) -
 
 def test_the_harness_touches_no_random_state(run: Run) -> None:
     assert run.random_states_are_equal
+
+
+def test_what_draws_random_numbers_in_between_leaves_no_trace() -> None:
+    before = random_states()
+    with harness_library.kept_random_states():
+        random.random()
+        np.random.rand()
+        torch.rand(1)
+        assert all(now != then for now, then in zip(random_states(), before, strict=True))
+    assert random_states() == before
 
 
 WRITTEN = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
