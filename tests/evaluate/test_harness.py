@@ -13,7 +13,6 @@ import task_files
 import torch
 from torch.nn import functional as F
 
-from quillgpt.config import ModelConfig
 from quillgpt.errors import ConfigError
 from quillgpt.evaluate import harness_library
 from quillgpt.evaluate.harness import HarnessModel, rolling_requests, run_harness
@@ -25,26 +24,9 @@ from quillgpt.sample.generate import generate
 from quillgpt.tokenizer import load_tokenizer
 
 pytest.importorskip("lm_eval")
-CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=160, vocab_size=257)
 TOKENIZER = load_tokenizer("byte")
 OURS = {task.name: task for task in TASKS.values() if task.harness_name}
 METRICS = {"accuracy": "acc", "accuracy_norm": "acc_norm", "perplexity": "perplexity"}
-
-
-@pytest.fixture(scope="module")
-def model() -> GPT:
-    torch.manual_seed(1)
-    model = GPT(CONFIG).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(8)
-    return model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return task_files.write_tasks(tmp_path_factory.mktemp("tasks"), count=12)
 
 
 @dataclass
