@@ -170,11 +170,12 @@ def test_the_fingerprint_is_of_the_task_and_all_that_is_scored(task: Task, folde
     items = task.read(folder)
     fingerprint = task.fingerprint(items)
     assert fingerprint == task.fingerprint(task.read(folder))
-    changed = dataclasses.replace(items[3], right=items[3].right + 1)
-    candidate = dataclasses.replace(items[3].candidates[0], context="other")
-    reworded = dataclasses.replace(items[3], candidates=(candidate, *items[3].candidates[1:]))
-    for other in (items[:-1], [*items[:3], changed, *items[4:]], [*items[:3], reworded, *items[4:]]):
-        assert task.fingerprint(other) != fingerprint
+    others = [items[:-1], [*items[:3], dataclasses.replace(items[3], right=items[3].right + 1), *items[4:]]]
+    for change in ({"context": "other"}, {"continuation": " other"}, {"characters": 99}):
+        candidate = dataclasses.replace(items[3].candidates[0], **change)
+        reworded = dataclasses.replace(items[3], candidates=(candidate, *items[3].candidates[1:]))
+        others.append([*items[:3], reworded, *items[4:]])
+    assert len({task.fingerprint(other) for other in [items, *others]}) == 6
     assert len({other.fingerprint(items) for other in TASKS.values()}) == len(TASKS)
 
 
