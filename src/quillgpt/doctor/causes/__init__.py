@@ -22,7 +22,9 @@ CAUSES: dict[str, Cause] = {
     "repeated batch": Cause(
         needs=("lines",), look=data.repeated_batch, explains=("over-fitting", "learnt no context", "other batches")
     ),
-    "data not shuffled": Cause(needs=("batches",), look=data.not_shuffled, explains=("other batches",)),
+    "data not shuffled": Cause(
+        needs=("batches",), look=data.not_shuffled, explains=("other batches", "loss spikes", "learning rate too high")
+    ),
     "other batches": Cause(needs=("batches",), look=data.other_batches),
     "dropout left on in evaluation": Cause(needs=("recorded",), look=evaluation.dropout_left_on),
     "evaluated in another tokenizer": Cause(needs=("recorded",), look=evaluation.other_tokens),
