@@ -57,6 +57,8 @@ def observe(
         missing["checkpoint"] = str(error)
     if probe is None:
         missing |= dict.fromkeys(("batches", "recorded"), missing["checkpoint"])
+        if not has_other_tokenizer:
+            missing["tokenizer"] = missing["checkpoint"]
     elif probe.recorded is None:
         missing["recorded"] = f"no held-out loss was recorded at step {probe.step:,}, where the checkpoint is"
     return Observed(

@@ -19,7 +19,7 @@ class Observed:
 
     `judge` is None without a band, `at_equal_steps` where the nearest band is of another batch alone.
     `has_other_tokenizer`: the data lies in tokens of another tokenizer than the checkpoint's. `missing` says of each
-    thing that is not there, by its name ("lines", "band", "checkpoint", "batches", "recorded"), why.
+    thing that is not there, by its name ("lines", "band", "checkpoint", "tokenizer", "batches", "recorded"), why.
     """
 
     record: RunRecord

@@ -7,7 +7,7 @@ from quillgpt.doctor.causes import data, evaluation, optimizer, outcome
 from quillgpt.doctor.finding import Cause
 
 CAUSES: dict[str, Cause] = {
-    "wrong tokenizer": Cause(needs=(), look=data.wrong_tokenizer),
+    "wrong tokenizer": Cause(needs=("tokenizer",), look=data.wrong_tokenizer),
     "targets shifted": Cause(
         needs=("checkpoint",),
         look=data.targets_shifted,
