@@ -6,7 +6,7 @@
     python benchmarks/reference_bands.py my.toml --out bands     # your own, for quill doctor RUN --band bands/my.json
 
 Killed? The same line again: each finished run is a line in benchmarks/results/reference_bands/RECIPE.jsonl, and runs of
-the same plan are not repeated. The band, src/quillgpt/evaluate/bands/RECIPE.json, is made anew from them each time.
+the same plan are not repeated. The band, src/quillgpt/evaluate/bands/RECIPE.json, is made anew of them each time.
 A changed recipe, other data or another torch makes another plan; the lines of the old one stay and are not used.
 
 The plan is made once, with the first run: as many steps as take --seconds with one thread, after a trial of a few
@@ -109,7 +109,7 @@ def measure(recipe: str, options: argparse.Namespace) -> None:
                 flush=True,
             )
     path = options.out / f"{Path(recipe).stem}.json"
-    band = made(Path(recipe).stem, plan, rows(results, plan)[: max(options.seeds, FEWEST_SEEDS)])
+    band = made(Path(recipe).stem, plan, rows(results, plan))
     files.write_text(path, packed(band.to_json()))
     width = band.high - band.low
     print(

@@ -148,7 +148,7 @@ def test_dropout_in_training_alone_is_no_cause(examine: Examine) -> None:
 
 
 def test_an_evaluation_in_other_tokens_is_named_first(examine: Examine) -> None:
-    assert list(examine(EVALUATION, in_other_tokens).findings) == ["evaluated in another tokenizer"]
+    assert list(examine(EVALUATION, in_other_tokens).findings) == ["wrong tokenizer in evaluation"]
 
 
 def test_an_evaluation_of_other_weights_is_named_first(examine: Examine) -> None:

@@ -18,7 +18,15 @@ from quillgpt.errors import DataError
 from quillgpt.evaluate.bands import Band, find_band, read_band, shipped_bands
 from quillgpt.evaluate.bands.finding import defining_settings, tokens_per_step
 from quillgpt.evaluate.bands.judging import judged
-from quillgpt.evaluate.bands.making import effective_degrees, make_band, points_of, prediction_interval, scatter
+from quillgpt.evaluate.bands.making import (
+    effective_degrees,
+    make_band,
+    points_of,
+    prediction_interval,
+    scatter,
+    smoothed,
+    window_lines,
+)
 from quillgpt.evaluate.bands.student_t import two_sided_probability, two_sided_quantile
 from quillgpt.recipes import load_recipe, recipe_names
 
@@ -326,3 +334,17 @@ def test_a_shipped_band_is_what_its_finished_runs_give(recipe: str) -> None:
     own = [row for row in module.rows(module.RESULTS / f"{recipe}.jsonl", plan) if row["seed"] in band.seeds]
     again = module.made(recipe, plan, own)
     assert again.to_json() == band.to_json()
+
+
+@pytest.mark.parametrize("recipe", SHIPPED)
+def test_a_seed_left_out_is_inside_the_band_of_the_others(recipe: str) -> None:
+    module, band = benchmark(), SHIPPED[recipe]
+    rows = [row for row in module.read_metrics(module.RESULTS / f"{recipe}.jsonl") if row["seed"] in band.seeds]
+    losses = np.array([row["mean_loss"] for row in rows if row["plan"]["fingerprint"] == band.fingerprint])
+    places = points_of(losses.shape[1]) - window_lines(losses.shape[1])
+    curves = smoothed(losses, window_lines(losses.shape[1]))[:, places]
+    outside = 0
+    for seed, curve in enumerate(curves):
+        interval = prediction_interval(np.delete(curves, seed, axis=0))
+        outside += bool(((curve < interval.low) | (curve > interval.high)).any())
+    assert outside <= max(1, len(curves) // 20)

@@ -27,7 +27,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "other batches": Cause(needs=("batches",), look=data.other_batches),
     "dropout left on in evaluation": Cause(needs=("recorded",), look=evaluation.dropout_left_on),
-    "evaluated in another tokenizer": Cause(needs=("recorded",), look=evaluation.other_tokens),
+    "wrong tokenizer in evaluation": Cause(needs=("recorded",), look=evaluation.other_tokens),
     "evaluated with another model": Cause(needs=("recorded",), look=evaluation.other_weights),
     "evaluation not repeatable": Cause(needs=("checkpoint",), look=evaluation.not_repeatable),
     "learning rate zero": Cause(
