@@ -39,7 +39,7 @@ def observe(
     """Everything about a run. `heartbeat` is told what comes next; without probes no checkpoint is opened."""
     missing: dict[str, str] = {}
     if len(record.lines) < FEWEST_LINES:
-        missing["lines"] = f"metrics.jsonl has {len(record.lines)} lines; {FEWEST_LINES} are needed"
+        missing["lines"] = f"{FEWEST_LINES} lines of metrics are needed; there are {len(record.lines)}"
     judge, reason = judge_of(record, bands)
     if reason:
         missing["band"] = reason
@@ -132,8 +132,8 @@ def logged_batches(
     tokens = sum(schedule.rows_at(step - 1) for step, _, _ in logged) * context_length
     reason = ""
     if len(logged) < FEWEST_BATCHES:
-        reason = f"{len(logged)} steps are logged between step {found.step // 3:,} and the checkpoint's, {found.step:,}"
-        reason += f"; {FEWEST_BATCHES} are needed"
+        needed = f"{FEWEST_BATCHES} logged steps are needed between step {found.step // 3:,} and the checkpoint's"
+        reason = f"{needed}, {found.step:,}; there are {len(logged)}"
     elif tokens > most_tokens:
         reason = f"the batches of {len(logged)} logged steps have {tokens:,} tokens, at most {most_tokens:,} are scored"
     return loader, logged, reason

@@ -46,11 +46,15 @@ def targets_shifted(observed: Observed) -> Finding | None:
     batches = observed.probe.batches
     if best == 0 or losses[best] > losses[0] - CLEARLY:
         return None
-    if batches is not None and batches.expected.mean() < batches.logged.mean() + CLEARLY:
-        return None  # what was logged is the loss on the next tokens: it is only bad at them
+    if batches is not None:
+        is_logged_so = batches.expected.mean() < batches.logged.mean() + CLEARLY
+    else:
+        is_logged_so = not losses[0] > observed.training_loss_now + BY_HEART  # NaN, where nothing was logged
+    if is_logged_so:  # the loss on the next tokens is what it was trained on, and it is only bad at them
+        return None
     told = ", ".join(f"{offset:+d}: {losses[offset]:.3f}" if offset else f"0: {losses[0]:.3f}" for offset in losses)
     return Finding(
-        certainty=CERTAIN,
+        certainty=CERTAIN if batches is not None else LIKELY,
         evidence=(
             f"it predicts the token at offset {best:+d} from the next one better than the next one",
             f"held-out loss by offset of the target: {told}",
