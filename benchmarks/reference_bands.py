@@ -6,7 +6,7 @@
     python benchmarks/reference_bands.py my.toml --out bands     # your own, for quill doctor RUN --band bands/my.json
 
 Killed? The same line again: each finished run is a line in benchmarks/results/reference_bands/RECIPE.jsonl, and runs of
-the same plan are not repeated. The band, src/quillgpt/evaluate/bands/RECIPE.json, is made anew from them each time.
+the same plan are not repeated. The band, src/quillgpt/evaluate/bands/RECIPE.json, is made anew of them each time.
 A changed recipe, other data or another torch makes another plan; the lines of the old one stay and are not used.
 
 The plan is made once, with the first run: as many steps as take --seconds with one thread, after a trial of a few
@@ -17,6 +17,7 @@ Both can be given: --steps, --schedule-steps. One thread for each run, so that t
 import argparse
 import json
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -108,7 +109,7 @@ def measure(recipe: str, options: argparse.Namespace) -> None:
                 flush=True,
             )
     path = options.out / f"{Path(recipe).stem}.json"
-    band = made(Path(recipe).stem, plan, rows(results, plan)[: max(options.seeds, FEWEST_SEEDS)])
+    band = made(Path(recipe).stem, plan, rows(results, plan))
     files.write_text(path, packed(band.to_json()))
     width = band.high - band.low
     print(
@@ -202,9 +203,18 @@ def run(recipe: str, plan: Row, seed: int) -> Row:
             "held_out_loss": round(outcome.held_out.loss, 5),
             "seconds": round(time.perf_counter() - started, 1),
             "cpu_seconds": round(time.process_time() - started_computing, 1),
-            "commit": record.environment["commit"],
+            "commit": commit(),
             "hardware": f"{cpu_name()}, 1 thread",
         }
+
+
+def commit() -> str:
+    """The commit of the code, marked where it was changed since; the bands themselves are no code."""
+    git = ["git", "-C", str(BANDS)]
+    name = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout
+    changes = [*git, "status", "--porcelain", "--", ":/src", ":(exclude,top)src/quillgpt/evaluate/bands/*.json"]
+    is_dirty = subprocess.run(changes, capture_output=True, text=True, check=True).stdout != ""
+    return name.strip() + ("-dirty" if is_dirty else "")
 
 
 def rows(results: Path, plan: Row) -> list[Row]:

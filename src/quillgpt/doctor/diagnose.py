@@ -100,8 +100,8 @@ def _unexplained(observed: Observed, judge: Judge) -> Finding:
         certainty=POSSIBLE if len(judge.outside) == 1 or others else LIKELY,
         evidence=(
             worst.told(),
-            f"outside at {len(judge.outside)} of {len(judge.points)} points; of healthy runs at most {by_chance:.1%} are "
-            "outside anywhere",
+            f"outside at {len(judge.outside)} of {len(judge.points)} points; at most {by_chance:.1%} of healthy runs "
+            "are so anywhere",
             *others,
         ),
         remedy=remedy,

@@ -39,7 +39,7 @@ def observe(
     """Everything about a run. `heartbeat` is told what comes next; without probes no checkpoint is opened."""
     missing: dict[str, str] = {}
     if len(record.lines) < FEWEST_LINES:
-        missing["lines"] = f"metrics.jsonl has {len(record.lines)} lines; {FEWEST_LINES} are needed"
+        missing["lines"] = f"{FEWEST_LINES} lines of metrics are needed; there are {len(record.lines)}"
     judge, reason = judge_of(record, bands)
     if reason:
         missing["band"] = reason
@@ -57,6 +57,8 @@ def observe(
         missing["checkpoint"] = str(error)
     if probe is None:
         missing |= dict.fromkeys(("batches", "recorded"), missing["checkpoint"])
+        if not has_other_tokenizer:
+            missing["tokenizer"] = missing["checkpoint"]
     elif probe.recorded is None:
         missing["recorded"] = f"no held-out loss was recorded at step {probe.step:,}, where the checkpoint is"
     return Observed(
@@ -118,20 +120,20 @@ def _probed(
 def logged_batches(
     record: RunRecord, found: Checkpoint, train: TokenDataset, most_tokens: int
 ) -> tuple[BatchLoader, list[tuple[int, int, float]], str]:
-    """The loader of the run, the last logged steps of its later half (step, tokens before it, loss), and why not."""
+    """The run's loader, its last logged steps behind the first third (step, tokens before it, loss), and why none."""
     state = found.read_json(STATE)
     context_length = record.config.model.context_length
     changes = tuple((step, rows) for step, rows in state.get("row_changes", ()))
     schedule = BatchSchedule(context_length=context_length, rows=max(1, state.get("rows", 0)), changes=changes)
     loader = BatchLoader(train, context_length=context_length, schedule=schedule, seed=record.config.train.seed)
-    lines = [line for line in record.lines if found.step // 2 < line["step"] <= found.step]
+    lines = [line for line in record.lines if found.step // 3 < line["step"] <= found.step]
     finite = [line for line in lines if math.isfinite(line["loss"])][-LOGGED_BATCHES:]
     logged = [(line["step"], schedule.position(line["step"] - 1), float(line["loss"])) for line in finite]
     tokens = sum(schedule.rows_at(step - 1) for step, _, _ in logged) * context_length
     reason = ""
     if len(logged) < FEWEST_BATCHES:
-        reason = f"{len(logged)} steps are logged between step {found.step // 2:,} and the checkpoint's, {found.step:,}"
-        reason += f"; {FEWEST_BATCHES} are needed"
+        needed = f"{FEWEST_BATCHES} logged steps are needed between step {found.step // 3:,} and the checkpoint's"
+        reason = f"{needed}, {found.step:,}; there are {len(logged)}"
     elif tokens > most_tokens:
         reason = f"the batches of {len(logged)} logged steps have {tokens:,} tokens, at most {most_tokens:,} are scored"
     return loader, logged, reason

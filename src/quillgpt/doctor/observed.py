@@ -19,7 +19,7 @@ class Observed:
 
     `judge` is None without a band, `at_equal_steps` where the nearest band is of another batch alone.
     `has_other_tokenizer`: the data lies in tokens of another tokenizer than the checkpoint's. `missing` says of each
-    thing that is not there, by its name ("lines", "band", "checkpoint", "batches", "recorded"), why.
+    thing that is not there, by its name ("lines", "band", "checkpoint", "tokenizer", "batches", "recorded"), why.
     """
 
     record: RunRecord
@@ -88,4 +88,6 @@ def _why_not_judged(judge: Judge, record: RunRecord) -> str:
     if record.lines and not any("mean_loss" in line for line in record.lines):
         return "its metrics have no mean_loss: it was trained by an older quillgpt"
     first = int(judge.band.tokens[0]) // judge.band.tokens_per_step
-    return f"the band begins at step {first:,}; or no lines of the metrics end where its points are"
+    if not record.lines or record.lines[-1]["step"] < first:
+        return f"the band begins at step {first:,}"
+    return "no lines of the metrics begin and end where the band's windows do; log every step, or as the recipe does"

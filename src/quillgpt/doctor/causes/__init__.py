@@ -7,7 +7,7 @@ from quillgpt.doctor.causes import data, evaluation, optimizer, outcome
 from quillgpt.doctor.finding import Cause
 
 CAUSES: dict[str, Cause] = {
-    "wrong tokenizer": Cause(needs=(), look=data.wrong_tokenizer),
+    "wrong tokenizer": Cause(needs=("tokenizer",), look=data.wrong_tokenizer),
     "targets shifted": Cause(
         needs=("checkpoint",),
         look=data.targets_shifted,
@@ -22,10 +22,12 @@ CAUSES: dict[str, Cause] = {
     "repeated batch": Cause(
         needs=("lines",), look=data.repeated_batch, explains=("over-fitting", "learnt no context", "other batches")
     ),
-    "data not shuffled": Cause(needs=("batches",), look=data.not_shuffled, explains=("other batches",)),
+    "data not shuffled": Cause(
+        needs=("batches",), look=data.not_shuffled, explains=("other batches", "loss spikes", "learning rate too high")
+    ),
     "other batches": Cause(needs=("batches",), look=data.other_batches),
     "dropout left on in evaluation": Cause(needs=("recorded",), look=evaluation.dropout_left_on),
-    "evaluated in another tokenizer": Cause(needs=("recorded",), look=evaluation.other_tokens),
+    "wrong tokenizer in evaluation": Cause(needs=("recorded",), look=evaluation.other_tokens),
     "evaluated with another model": Cause(needs=("recorded",), look=evaluation.other_weights),
     "evaluation not repeatable": Cause(needs=("checkpoint",), look=evaluation.not_repeatable),
     "learning rate zero": Cause(

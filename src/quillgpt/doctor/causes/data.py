@@ -11,7 +11,7 @@ CLEARLY = 0.1  # nats per token
 FAR = 0.2  # of frequencies, beyond what two parts of one text differ by
 BY_HEART = 0.5  # nats per token
 UNRELATED, RELATED = 0.5, 0.8  # correlations
-ENOUGH_SCATTER = 0.02  # nats per token; less is not to be told from the trend
+ENOUGH_SCATTER = 0.05  # nats per token, of second differences; less is not to be told from the trend
 
 
 def wrong_tokenizer(observed: Observed) -> Finding | None:
@@ -46,11 +46,15 @@ def targets_shifted(observed: Observed) -> Finding | None:
     batches = observed.probe.batches
     if best == 0 or losses[best] > losses[0] - CLEARLY:
         return None
-    if batches is not None and batches.expected.mean() < batches.logged.mean() + CLEARLY:
-        return None  # what was logged is the loss on the next tokens: it is only bad at them
+    if batches is not None:
+        is_logged_so = batches.expected.mean() < batches.logged.mean() + CLEARLY
+    else:
+        is_logged_so = not losses[0] > observed.training_loss_now + BY_HEART  # NaN, where nothing was logged
+    if is_logged_so:  # the loss on the next tokens is what it was trained on, and it is only bad at them
+        return None
     told = ", ".join(f"{offset:+d}: {losses[offset]:.3f}" if offset else f"0: {losses[0]:.3f}" for offset in losses)
     return Finding(
-        certainty=CERTAIN,
+        certainty=CERTAIN if batches is not None else LIKELY,
         evidence=(
             f"it predicts the token at offset {best:+d} from the next one better than the next one",
             f"held-out loss by offset of the target: {told}",
@@ -63,14 +67,15 @@ def repeated_batch(observed: Observed) -> Finding | None:
     """What was logged is far below what the model gives on text it should have seen as often."""
     batches = observed.probe.batches if observed.probe else None
     if batches is not None:
-        logged, expected = batches.logged.mean(), batches.expected.mean()
+        newest = len(batches.steps) // 3
+        logged, expected = batches.logged[-newest:].mean(), batches.expected[-newest:].mean()
         if expected - logged < BY_HEART:
             return None
         first = f"; on its first batch the checkpoint gives {batches.first:.3f}"
         return Finding(
             certainty=VERY_LIKELY,
             evidence=(
-                f"the last {len(batches.steps)} logged losses are {logged:.3f} on average; on the batches that seed "
+                f"the last {newest} logged losses are {logged:.3f} on average; on the batches that seed "
                 f"and data say for these steps the checkpoint gives {expected:.3f}" + first,
                 *_below(observed),
             ),
@@ -117,7 +122,7 @@ def other_batches(observed: Observed) -> Finding | None:
     """The losses of single steps do not go with those of the batches that seed and data say."""
     batches = _batches(observed)
     related = _together(batches.logged, batches.expected)
-    if related > UNRELATED or _residuals(batches.expected).std() < ENOUGH_SCATTER:
+    if related > UNRELATED or np.diff(batches.expected, n=2).std() < ENOUGH_SCATTER:
         return None
     return Finding(
         certainty=LIKELY,
@@ -147,14 +152,12 @@ def _scatter(observed: Observed) -> tuple[str, ...]:
     return (f"logged losses lie {own:.3f} from their trend; the recipe's runs {band.scatter:.3f}",)
 
 
-def _residuals(values: np.ndarray) -> np.ndarray:
-    """What is left of a series beside a straight line."""
-    places = np.arange(len(values), dtype=np.float64)
-    return values - np.polyval(np.polyfit(places, values, deg=1), places)
-
-
 def _together(one: np.ndarray, other: np.ndarray) -> float:
-    """Correlation of two series beside their trends; 0 where one has nothing else."""
-    one, other = _residuals(one), _residuals(other)
+    """Correlation of two series beside their trends, as that of their second differences; 0 where one has none.
+
+    Losses of consecutive logged steps differ by their batches and by what was learnt between them. The latter is nearly
+    a straight line over three of them, and second differences of a straight line are 0.
+    """
+    one, other = np.diff(one, n=2), np.diff(other, n=2)
     size = float(np.sqrt((one**2).sum() * (other**2).sum()))
     return float((one * other).sum()) / size if size > 0 else 0.0
