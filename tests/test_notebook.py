@@ -24,7 +24,7 @@ groups, notes = grouped(records)
 FIGURES = {
     "trajectory": ["held out", "training", "loss (nats per token)", "tokens trained on", "A  small", "B  small-slow"],
     "verdict": ["held-out loss at the end (nats per token)", "B - A"],
-    "hellaswag-plot": ["share of right answers", "gpt2, 0.2955 (build-nanogpt)", "A  small"],
+    "hellaswag-plot": ["share of right answers", " gpt2 0.2955", "A  small"],
     "distribution": ["probability", "after 'def read(self, name': small-seed-1"],
     "attention-plot": ["layer 0, head 0", "layer 0, head 1", "takes from", "weight, as a multiple of an even share"],
 }
