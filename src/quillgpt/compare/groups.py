@@ -146,10 +146,10 @@ def letters(number: int) -> str:
 
 def _code(environment: Mapping[str, Any]) -> str:
     """The fingerprint of the code that ran; its commit, or its version, where the record has none."""
-    known = [
-        str(environment[name]) for name in ("code", "commit") if environment.get(name) not in (None, "", "unknown")
-    ]
-    return known[0][:CODE_DIGITS] if known else f"quillgpt {environment.get('quillgpt', '')}"
+    for name in ("code", "commit"):
+        if environment.get(name) not in (None, "", "unknown"):
+            return str(environment[name])[:CODE_DIGITS]
+    return f"quillgpt {environment.get('quillgpt', '')}"
 
 
 def _found(environment: Mapping[str, Any], *place: str) -> object:
