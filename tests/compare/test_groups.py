@@ -114,11 +114,19 @@ def test_what_auto_came_to_counts(name: str, value: object, tmp_path: Path) -> N
     assert differing(grouped(records(*paths))[0]).keys() == {name}
 
 
-def test_another_commit_is_another_experiment(tmp_path: Path) -> None:
+def test_changed_code_is_another_experiment(tmp_path: Path) -> None:
     changed_code = write_run(tmp_path / "b", seed=1, environment={"commit": "fedcba987654-dirty"})
     groups, notes = grouped(records(write_run(tmp_path / "a"), changed_code))
-    assert differing(groups) == {"commit": ["0123456789ab", "fedcba987654-dirty"]}
+    assert differing(groups) == {"code": ["0123456789ab", "fedcba987654-dirty"]}
     assert notes == []
+
+
+def test_the_fingerprint_of_the_code_goes_before_its_commit(tmp_path: Path) -> None:
+    codes = [{"commit": "a", "code": "7" * 64}, {"commit": "b", "code": "7" * 64}, {"commit": "b", "code": "8" * 64}]
+    paths = [write_run(tmp_path / str(i), seed=i, environment=one) for i, one in enumerate(codes)]
+    groups, _ = grouped(records(*paths))
+    assert [group.seeds for group in groups] == [[0, 1], [2]]
+    assert differing(groups) == {"code": ["7" * 18, "8" * 18]}
 
 
 def test_without_a_checkout_the_version_stands_for_the_code(tmp_path: Path) -> None:

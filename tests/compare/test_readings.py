@@ -82,6 +82,13 @@ def test_losses_at_equal_steps_tokens_and_seconds(tmp_path: Path) -> None:
     assert found[TRAINING, "elapsed_seconds"] == pytest.approx((10, 3.25, 4.05))
 
 
+def test_a_training_loss_is_the_mean_over_steps_where_the_lines_have_it(tmp_path: Path) -> None:
+    lines = [{"step": 95, "loss": 9.0, "mean_loss": 2.0}, {"step": 100, "loss": 9.0, "mean_loss": 4.0}]
+    groups, _ = grouped([read_run(write_run(tmp_path / "a", lines=lines)), read_run(write_run(tmp_path / "b", seed=2))])
+    found = measures(groups, [TRAINING])
+    assert found[0].samples[0].by_seed == {1: 3.0, 2: 3.25}
+
+
 def test_what_one_run_never_had_is_no_measure(tmp_path: Path) -> None:
     """One evaluation each, at the end: there is no number of seconds that both have."""
     fast = write_run(tmp_path / "a", held_out=[3.0], seconds_per_step=0.1)

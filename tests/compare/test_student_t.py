@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -26,3 +27,9 @@ def test_p_value_equals_scipys(t: float, degrees: float) -> None:
 def test_quantile_in_closed_form() -> None:
     assert two_sided_quantile(0.95, 1.0) == pytest.approx(math.tan(0.95 * math.pi / 2), rel=1e-12)  # Cauchy
     assert two_sided_quantile(0.5, 2.0) == pytest.approx(math.sqrt(2 * 0.25 / 0.75), rel=1e-12)
+
+
+def test_a_narrow_bell_is_found_however_far_t_is() -> None:
+    """With 1e5 degrees of freedom the bell is 0.003 wide, and the nodes of a rule over all angles pass it by."""
+    for t in np.geomspace(0.1, 1e5, 100):
+        assert two_sided_p(t, 1e5) == pytest.approx(2 * float(stats.t.sf(t, 1e5)), abs=1e-9)

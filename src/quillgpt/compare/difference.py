@@ -59,7 +59,7 @@ class Interval:
 
 
 def welch(baseline: Sample, other: Sample) -> Interval:
-    """other - baseline, as independent groups of at least two; degrees of freedom by Satterthwaite [Welch 1947]."""
+    """other - baseline, as independent groups of at least two [Welch 1947; degrees of freedom: Satterthwaite 1946]."""
     variances = baseline.variance_of_mean, other.variance_of_mean
     total = sum(variances)
     spread = sum(v**2 / (group.n - 1) for v, group in zip(variances, (baseline, other), strict=True))

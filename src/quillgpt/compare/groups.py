@@ -2,7 +2,8 @@
 
 The settings count, each as it was resolved where the run's record tells: the global batch in tokens however it is
 cut, the steps whether asked for or chosen by `minutes`, the data by its fingerprint wherever it lay. So does the code,
-by its commit. Where a run writes, what it logs, how often it is looked at, and the machine it ran on do not.
+because a change of it may be what is compared: by the fingerprint of its files, else by its commit. Where a run writes,
+what it logs, how often it is looked at, and the machine it ran on do not.
 """
 
 import itertools
@@ -29,6 +30,9 @@ BESIDES = {
     "torch": ("torch",),
 }
 """what is told of the machine, and where a run's environment.json has it: it changes the seconds, not the experiment"""
+
+
+CODE_DIGITS = 18  # of a fingerprint, or a commit of 12 with "-dirty"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +105,7 @@ def experiment(record: RunRecord) -> dict[str, Scalar]:
         value = _found(environment, "choices", name)
         if isinstance(value, bool | str):
             settings[name] = value
-    return settings | {"commit": _commit(environment)}
+    return settings | {"code": _code(environment)}
 
 
 def differing(groups: Sequence[Group]) -> dict[str, list[Scalar]]:
@@ -140,10 +144,12 @@ def letters(number: int) -> str:
     return (letters(first - 1) if first else "") + chr(ord("A") + last)
 
 
-def _commit(environment: Mapping[str, Any]) -> str:
-    """The commit of the code that ran; its version where it did not run from a checkout."""
-    commit = str(environment.get("commit", ""))
-    return f"quillgpt {environment.get('quillgpt', '')}" if commit in ("", "unknown") else commit
+def _code(environment: Mapping[str, Any]) -> str:
+    """The fingerprint of the code that ran; its commit, or its version, where the record has none."""
+    for name in ("code", "commit"):
+        if environment.get(name) not in (None, "", "unknown"):
+            return str(environment[name])[:CODE_DIGITS]
+    return f"quillgpt {environment.get('quillgpt', '')}"
 
 
 def _found(environment: Mapping[str, Any], *place: str) -> object:

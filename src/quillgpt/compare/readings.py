@@ -15,6 +15,7 @@ from quillgpt.compare.groups import Group, seed_of
 from quillgpt.run_record import RunRecord
 
 TRAINING, HELD_OUT, BITS_PER_BYTE = "loss", "held_out_loss", "held_out_bits_per_byte"
+MEAN = "mean_loss"
 AXES = ("step", "tokens", "elapsed_seconds")
 END = "end"
 LAST_PART = 0.1
@@ -76,7 +77,7 @@ def measures(groups: Sequence[Group], names: Sequence[str]) -> list[Measure]:
     found = []
     for name in names:
         for over in AXES:
-            series = [[finite_series(run, name, over) for run in group.runs] for group in groups]
+            series = [[_loss_series(run, name, over) for run in group.runs] for group in groups]
             at = last_common_point([one for several in series for one in several])
             if not math.isnan(at):
                 read = mean_before if name == TRAINING else interpolated
@@ -86,6 +87,11 @@ def measures(groups: Sequence[Group], names: Sequence[str]) -> list[Measure]:
                 )
                 found.append(Measure(name=name, over=over, at=at, samples=samples))
     return found
+
+
+def _loss_series(run: RunRecord, name: str, over: str) -> Series:
+    mean = finite_series(run, MEAN, over)
+    return mean if name == TRAINING and len(mean[0]) else finite_series(run, name, over)
 
 
 def at_the_end(groups: Sequence[Group], name: str) -> Measure:

@@ -1,8 +1,8 @@
 """Student's t distribution for any real degrees of freedom from 1 on, in float64 and a dozen lines.
 
-With t = sqrt(df) tan(angle) the density is cos(angle)^(df - 1) over its own integral up to pi / 2: smooth and bounded,
-so that Gauss's rule with `NODES` finds the last digits. With many degrees of freedom it is a narrow bell, of which
-nothing is left beyond `FARTHEST` of its standard deviations.
+With t = sqrt(df) tan(angle) the density is proportional to cos(angle)^(df - 1): smooth and bounded, so that Gauss's
+rule with `NODES` finds the last digits. With many degrees of freedom it is a narrow bell, of which nothing is left
+beyond `FARTHEST` of its standard deviations.
 """
 
 import math
@@ -11,8 +11,6 @@ import numpy as np
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(96)
 FARTHEST = 20.0
-MANY = 30.0
-"""degrees of freedom above which the rule is exact for the whole bell, and the logarithms of gamma begin to cancel"""
 
 
 def two_sided_p(t: float, degrees_of_freedom: float) -> float:
@@ -29,17 +27,9 @@ def two_sided_quantile(confidence: float, degrees_of_freedom: float) -> float:
 
 
 def _within(angle: float, degrees_of_freedom: float) -> float:
-    """The probability of |t| <= sqrt(df) tan(angle)."""
+    """The probability of |t| <= sqrt(df) tan(angle): the integral up to the angle over that up to pi / 2."""
     half = degrees_of_freedom / 2
-    if degrees_of_freedom > MANY:
-        whole = _integral(math.pi / 2, degrees_of_freedom)
-    else:
-        whole = math.sqrt(math.pi) / 2 * math.exp(math.lgamma(half) - math.lgamma(half + 0.5))
-    return min(1.0, _integral(angle, degrees_of_freedom) / whole)
-
-
-def _integral(angle: float, degrees_of_freedom: float) -> float:
-    """The integral of cos(x)^(df - 1) from 0 to the angle."""
+    whole = math.sqrt(math.pi) / 2 * math.exp(math.lgamma(half) - math.lgamma(half + 0.5))
     end = min(angle, FARTHEST / math.sqrt(degrees_of_freedom))
     cosines = np.cos(end / 2 * (NODES + 1))
-    return end / 2 * float(WEIGHTS @ np.exp((degrees_of_freedom - 1) * np.log(cosines)))
+    return min(1.0, end / 2 * float(WEIGHTS @ np.exp((degrees_of_freedom - 1) * np.log(cosines))) / whole)

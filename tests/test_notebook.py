@@ -1,0 +1,95 @@
+"""notebooks/analysis.ipynb: committed without outputs, and executed from nothing in an empty folder."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+PATH = Path(__file__).parents[1] / "notebooks" / "analysis.ipynb"
+SCORED = """
+import json
+
+folder = records[0].path / "evaluations"
+folder.mkdir()
+score = {"model": {"tokens": 9000}, "task": {"name": "hellaswag-completion"}, "scores": {"accuracy_norm": 0.3125}}
+(folder / "step-000008-hellaswag-completion.json").write_text(
+    json.dumps(score | {"standard_errors": {"accuracy_norm": 0.01}})
+)
+records = [read_run(run.path) for run in records]
+groups, notes = grouped(records)
+"""
+FIGURES = {
+    "trajectory": ["held out", "training", "loss (nats per token)", "tokens trained on", "A  small", "B  small-slow"],
+    "verdict": ["held-out loss at the end (nats per token)", "B - A"],
+    "hellaswag-plot": ["share of right answers", " gpt2 0.2955", "A  small"],
+    "distribution": ["probability", "after 'def read(self, name': small-seed-1"],
+    "attention-plot": ["layer 0, head 0", "layer 0, head 1", "takes from", "weight, as a multiple of an even share"],
+}
+"""what has to be written in each figure"""
+
+
+def test_nothing_but_text_and_code_is_committed() -> None:
+    content = json.loads(PATH.read_text(encoding="utf-8"))
+    nbformat.validate(content)
+    assert content["metadata"].keys() == {"kernelspec", "language_info"}
+    assert content["metadata"]["language_info"] == {"name": "python"}
+    ids = [cell["id"] for cell in content["cells"]]
+    assert len(set(ids)) == len(ids)
+    for cell in content["cells"]:
+        assert cell["metadata"] == {}, cell["id"]
+        assert cell.get("outputs", []) == [], cell["id"]
+        assert cell.get("execution_count") is None, cell["id"]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, nbformat.NotebookNode]:
+    """The cells by their ids after they ran, with very short runs and a score of HellaSwag that is no one's."""
+    folder = tmp_path_factory.mktemp("notebook")
+    notebook = nbformat.read(PATH, as_version=4)
+    cells = {cell["id"]: cell for cell in notebook.cells}
+    assert "STEPS = 120" in cells["settings"].source
+    cells["settings"].source = cells["settings"].source.replace("STEPS = 120", "STEPS = 8")
+    cells["runs"].source += SCORED
+    for name in FIGURES:  # what a figure says, as text
+        cells[name].source = cells[name].source.replace(
+            "plt.show()", "print(*[text.get_text() for text in figure.findobj(plt.Text)], sep='\\n')\nplt.show()"
+        )
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    assert len(list((folder / "runs").iterdir())) == 6
+    return cells
+
+
+def printed(cell: nbformat.NotebookNode) -> str:
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_each_figure_is_drawn_and_labelled(name: str, executed: dict[str, nbformat.NotebookNode]) -> None:
+    pictures = [output for output in executed[name].outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 1
+    lines = printed(executed[name]).splitlines()
+    for text in FIGURES[name]:
+        assert text in lines
+
+
+def test_the_notebook_says_what_it_found(executed: dict[str, nbformat.NotebookNode]) -> None:
+    assert "A  small: seeds [1, 2, 3], 8 steps, lr 0.003" in printed(executed["runs"])
+    assert "Held-out loss at the end: B - A = " in printed(executed["verdict"])
+    assert "no run has been scored yet" not in printed(executed["hellaswag-plot"])
+
+
+def test_nothing_is_warned_of(executed: dict[str, nbformat.NotebookNode]) -> None:
+    for name, cell in executed.items():
+        for output in cell.get("outputs", []):
+            assert output.get("name") != "stderr", f"{name}: {output.get('text')}"
+
+
+def test_the_tokens_are_the_labels(executed: dict[str, nbformat.NotebookNode]) -> None:
+    prompt = re.search(r'PROMPT = "(.*)"', executed["settings"].source)
+    assert prompt
+    letters = list(prompt[1].replace(" ", "␣"))
+    lines = printed(executed["attention-plot"]).splitlines()
+    assert all(lines.count(letter) >= 2 * 2 * letters.count(letter) for letter in letters)  # both axes of both heads
