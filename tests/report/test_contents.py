@@ -1,6 +1,7 @@
 """What a report says: the numbers are those of the records, and what is missing is said."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from quillgpt.errors import CheckpointError, ConfigError
 from quillgpt.evaluate.bands import Band, read_band
 from quillgpt.recipes import load_recipe
 from quillgpt.report import reference, sentences
-from quillgpt.report.contents import Contents
+from quillgpt.report.contents import Contents, chosen_samples
 from quillgpt.report.figures import MOST_POINTS
 from quillgpt.report.plot import Kind, Plot
 from quillgpt.report.subject import distinct_labels
@@ -130,14 +131,16 @@ def test_a_run_with_little_or_nothing_on_record_is_still_told(
 
 
 def test_the_points_of_a_figure_are_bounded_however_long_the_runs(tmp_path: Path) -> None:
-    lines = [{**line, "kernel_x_max": [float(step % 7)] * 30} for step, line in enumerate(metrics(10, every=2) * 400)]
+    lines = [{**line, "kernel_x_max": [float(step % 7)] * 30} for step, line in enumerate(metrics(10, every=2) * 250)]
     for step, line in enumerate(lines, start=1):
         line |= {"step": step, "tokens": step * 1024, "skipped": True}
-    first = make_run(tmp_path / "a", lines)
-    others = [make_run(tmp_path / str(number), metrics()) for number in range(27)]
-    for report in (contents(first), contents(first, *others)):
+    runs = [make_run(tmp_path / "0", lines)]
+    runs += [shutil.copytree(runs[0], tmp_path / str(number)) for number in range(1, 6)]
+    runs += [make_run(tmp_path / str(number), metrics()) for number in range(6, 28)]
+    for report in (contents(runs[0]), contents(*runs[:4]), contents(*runs)):
         assert max(plot.points for plot in figures(report).values()) <= MOST_POINTS
         assert min(len(line.x) for plot in figures(report).values() for line in plot.lines) >= 1
+    first = runs[0]
     assert len(contents(first).runs[0].evaluations.rows) == 60
 
 
@@ -216,6 +219,7 @@ def test_samples_are_in_the_order_of_their_steps_and_many_are_thinned_out(tmp_pa
     steps = [sample.step for sample in part.samples]
     assert (len(steps), steps[0], steps[-1], steps == sorted(steps)) == (24, 10, 2000, True)
     assert part.samples_left_out == 101 - 24
+    assert [sample.step for sample in chosen_samples(part.samples)] == [10, steps[11], 2000]
     assert part.samples[0].texts == ["one 10", "two"]
     assert part.samples[-1].texts[0].startswith("\ufffd\\x00long ")
     assert len(part.samples[-1].texts[0]) < 5_000
@@ -227,6 +231,14 @@ def test_statistics_of_an_attention_are_drawn_layer_by_layer(tmp_path: Path) -> 
     assert plots["kernel-x-max"].title == "X, largest"
     assert [line.label for line in plots["kernel-x-max"].lines] == ["a, layer 0", "a, layer 1"]
     assert plots["odd-key"].title == "Odd<key>"
+
+
+def test_two_figures_never_share_a_key(tmp_path: Path) -> None:
+    lines = [{**line, "stat a": [1.0], "stat<a": [2.0], "loss a": [3.0]} for line in metrics(3)]
+    report = contents(make_run(tmp_path / "a", lines))
+    keys = [plot.key for plot in [*report.figures, *report.statistics]]
+    assert {"stat-a", "stat-a-2", "loss-a"} <= set(keys)
+    assert len(keys) == len(set(keys))
 
 
 def test_labels_tell_runs_of_one_name_apart() -> None:

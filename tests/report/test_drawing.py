@@ -48,6 +48,13 @@ def test_names_that_are_no_text_for_a_font_or_are_formulas_are_drawn(tmp_path: P
     assert len({path.name for path in written}) == len(written) == len(list((tmp_path / "figures").iterdir()))
 
 
+def test_a_legend_shows_any_name() -> None:
+    ends = np.array([0.0, 1.0])
+    names = ["$\\frac{$ 日本", "a_b^2 \\sqrt"]  # a formula that cannot be read, and what the font does not have
+    lines = [Line(run=run, label=name, kind=Kind.STRONG, x=ends, y=ends) for run, name in enumerate(names)]
+    assert png(plot(lines=lines)).startswith(b"\x89PNG")
+
+
 def test_ticks_keep_their_digits() -> None:
     small = Line(run=0, label="a", kind=Kind.STRONG, x=np.array([0.0, 1.0]), y=np.array([0.0, 0.01]))
     assert ">0.002<" in svg(plot(lines=[small], limits=(0.0, 0.0101)), width=300, height=160)
@@ -55,7 +62,9 @@ def test_ticks_keep_their_digits() -> None:
 
 def test_a_single_point_can_be_seen(tmp_path: Path) -> None:
     one = Line(run=0, label="a", kind=Kind.STRONG, x=np.array([5.0]), y=np.array([0.5]))
-    assert "<use" in svg(plot(lines=[one]), width=300, height=200)
+    two = Line(run=0, label="a", kind=Kind.STRONG, x=np.array([4.0, 5.0]), y=np.array([0.5, 0.5]))
+    marks = [svg(plot(lines=[line]), width=300, height=200).count("var(--run-0)") for line in (one, two)]
+    assert marks[0] > marks[1]
 
 
 def test_the_name_of_a_level_keeps_clear_of_curves_and_of_other_names() -> None:
