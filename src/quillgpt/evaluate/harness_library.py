@@ -6,11 +6,15 @@ includes the library's and changes nothing but the place of the data, so that it
 
 import contextlib
 import json
+import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+import torch
 
 from quillgpt import files
 from quillgpt.errors import ConfigError, nearest
@@ -105,7 +109,8 @@ def evaluate(answers: Answers, names: Sequence[str], tasks: Any, *, limit: int) 
     """Task -> metric -> value, as the library computes them from the model's answers. No random state is changed."""
     from lm_eval import simple_evaluate
 
-    with contextlib.redirect_stdout(sys.stderr):  # what is asked for is the result; the library prints its progress
+    # what is asked for is the result, so the library's progress goes elsewhere
+    with contextlib.redirect_stdout(sys.stderr), kept_random_states():
         found = simple_evaluate(
             model=_language_model(answers),
             tasks=list(names),
@@ -118,6 +123,18 @@ def evaluate(answers: Answers, names: Sequence[str], tasks: Any, *, limit: int) 
             torch_random_seed=None,
         )
     return {task: _numbers(metrics) for task, metrics in found["results"].items()}
+
+
+@contextlib.contextmanager
+def kept_random_states() -> Iterator[None]:
+    """Put the random states of Python, NumPy and torch back to what they were before the block."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -21,11 +21,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quillgpt.errors import DataError, NonFiniteError
-from quillgpt.evaluate.held_out_loss import LOGIT_ELEMENTS, autocast, evaluation_mode
+from quillgpt.evaluate.held_out_loss import autocast, evaluation_mode
 from quillgpt.model.gpt import GPT
 from quillgpt.model.kv_cache import KVCache
 
 BATCH_TOKENS = 4096  # keys and values of so many tokens: 300 MB for GPT-2 124M in fp32, and twice that exists at a time
+LOGIT_ELEMENTS = 1 << 23  # logits that exist at one time: 34 MB in fp32, of which a cache holds more than of 134
+LITTLE_PADDING = 32  # tokens for which no further batch is worth its overhead
 PADDING = 0  # any token: what stands on the right is not seen
 
 Tokens = tuple[int, ...]
@@ -216,13 +218,20 @@ def _padded(rows: Sequence[Tokens], device: str) -> Tensor:
 def _bounded(
     ordered: Sequence[Request], length: Callable[[Request], int], batch_tokens: int
 ) -> Iterator[list[Request]]:
-    """Batches of requests from short to long: rows times the longest is at most `batch_tokens`, or it is one row."""
+    """Batches of requests from short to long: rows times the longest is at most `batch_tokens`, or it is one row.
+
+    A batch also ends where padding would be more than an eighth of it, unless that is little work anyway.
+    """
     batch: list[Request] = []
+    filled = 0
     for request in ordered:
-        if batch and (len(batch) + 1) * length(request) > batch_tokens:
+        tokens = (len(batch) + 1) * length(request)
+        padding = tokens - filled - length(request)
+        if batch and (tokens > batch_tokens or padding > max(tokens // 8, LITTLE_PADDING)):
             yield batch
-            batch = []
+            batch, filled = [], 0
         batch.append(request)
+        filled += length(request)
     if batch:
         yield batch
 
