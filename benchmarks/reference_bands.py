@@ -1,4 +1,4 @@
-"""The reference band of a recipe: where the loss of a healthy run of it lies, from runs that differ in their seed alone.
+"""The reference band of a recipe: where the loss of a healthy run lies, from runs that differ in their seed alone.
 
     python benchmarks/reference_bands.py debug                   # 8 seeds, at most 45 seconds each, two at a time
     python benchmarks/reference_bands.py all                     # every recipe that ships a band, one after the other
@@ -17,6 +17,7 @@ Both can be given: --steps, --schedule-steps. One thread for each run, so that t
 import argparse
 import json
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -202,9 +203,18 @@ def run(recipe: str, plan: Row, seed: int) -> Row:
             "held_out_loss": round(outcome.held_out.loss, 5),
             "seconds": round(time.perf_counter() - started, 1),
             "cpu_seconds": round(time.process_time() - started_computing, 1),
-            "commit": record.environment["commit"],
+            "commit": commit(),
             "hardware": f"{cpu_name()}, 1 thread",
         }
+
+
+def commit() -> str:
+    """The commit of the code, marked where it was changed since; the bands themselves are no code."""
+    git = ["git", "-C", str(BANDS)]
+    name = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout
+    changes = [*git, "status", "--porcelain", "--", ":/src", ":(exclude,top)src/quillgpt/evaluate/bands/*.json"]
+    is_dirty = subprocess.run(changes, capture_output=True, text=True, check=True).stdout != ""
+    return name.strip() + ("-dirty" if is_dirty else "")
 
 
 def rows(results: Path, plan: Row) -> list[Row]:

@@ -11,6 +11,7 @@ COMMANDS = {
     "prepare": ("quillgpt.cli.prepare", "turn text into a directory of tokens"),
     "tokenizer": ("quillgpt.cli.tokenizer", "train a tokenizer, or look at how text is cut into tokens"),
     "train": ("quillgpt.cli.train", "train a model by a recipe; run it again to continue"),
+    "doctor": ("quillgpt.cli.doctor", "compare a run with its recipe's reference band, and find what is wrong with it"),
     "sample": ("quillgpt.cli.sample", "write text with a trained model"),
     "encrypt-check": (
         "quillgpt.cli.encrypt_check",

@@ -19,6 +19,7 @@ from quillgpt.hardware import detect
 from quillgpt.optim import state_tensors
 from quillgpt.optim.schedules import learning_rate
 from quillgpt.run_dir import RunDirectory, config_toml
+from quillgpt.train.band_watch import BandWatch
 from quillgpt.train.guard import Guard, check_weights, stop_unless_finite
 from quillgpt.train.kernel_statistics import KernelMonitor
 from quillgpt.train.metrics import Metrics
@@ -80,6 +81,7 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
         request = stack.enter_context(stop_requests())
         guard = Guard(position.non_finite_in_a_row)
         monitor = KernelMonitor(model=model, choices=choices, is_first=ranks.is_first, say=screen.say)
+        watch = BandWatch(run, config, parts.data.train.fingerprint, is_first=ranks.is_first, say=screen.say)
         held_out: HeldOutLoss | None = None
 
         while position.step < position.steps:
@@ -122,8 +124,8 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
                     position.best_loss = held_out.loss
             line = metrics.line(position, loss=loss, lr=lr, norm=norm, applied=applied, held_out=held_out)
             if held_out is not None or every(position.step, settings.log_every):
-                metrics.write(line | monitor.look(inputs, position.step))
-            screen.step(line)
+                metrics.write(line | monitor.look(inputs, position.step) | watch.judged(line))
+            screen.step(line | watch.told())
             if ranks.is_first and every(position.step, settings.sample_every):
                 write_samples(run, model, parts.data.tokenizer, position.step, settings.seed)
             if stop or is_last or every(position.step, settings.save_every) or is_best:

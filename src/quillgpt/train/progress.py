@@ -152,7 +152,7 @@ class Terminal:
         text += f"  {line['tokens_per_second']:>9,.0f} tokens/s  left {clock(self._seconds_left(line))}"
         if "held_out_loss" in line:
             text += f"  held out {line['held_out_loss']:.4f} ({line['held_out_bits_per_byte']:.3f} bits/byte)"
-        return text
+        return f"{text}  {line['band']}" if line.get("band") else text
 
     def _view(self, line: Mapping[str, Any]) -> RenderableType:
         recent = self._losses[-20:]
@@ -177,7 +177,8 @@ class Terminal:
         figures.add_row("held out", held_out, "memory", f"{line['memory_bytes'] / 1e9:.2f} GB")
         figures.add_row("gradient", f"{line['gradient_norm']:.2f}", "rate", f"{line['lr']:.2e}, MFU {mfu}")
         shape = curve(self._losses, width=CURVE_WIDTH, height=CURVE_HEIGHT)
-        return Group("", top, figures, Text("\n".join(shape), style="cyan", no_wrap=True))
+        band = Text(line.get("band", ""), style="yellow" if "check" in line.get("band", "") else "dim")
+        return Group("", top, figures, *([band] if band else []), Text("\n".join(shape), style="cyan", no_wrap=True))
 
 
 def choices_table(

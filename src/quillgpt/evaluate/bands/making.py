@@ -29,6 +29,7 @@ POOLED = 4  # points on each side, about a window
 WINDOW_SHARE = 10  # a window is this part of all lines
 FEWEST_WINDOW_LINES = 4
 FEWEST_SEEDS = 8
+SMALLEST = 1e-6  # of what has a logarithm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +108,8 @@ def make_band(
     points = points_of(lines)
     at = points - window
     loss = prediction_interval(smoothed(losses, window)[:, at])
-    norm = prediction_interval(smoothed(np.log(gradient_norms), window)[:, at])
-    one = prediction_interval(np.log([[scatter(run)] for run in losses]))
+    norm = prediction_interval(smoothed(np.log(np.maximum(gradient_norms, SMALLEST)), window)[:, at])
+    one = prediction_interval(np.log([[max(scatter(run), SMALLEST)] for run in losses]))
     band = Band(
         **about,
         tokens_per_step=tokens_per_step,

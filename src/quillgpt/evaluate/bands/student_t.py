@@ -1,5 +1,6 @@
 """Student's t distribution for whole degrees of freedom, where it has a closed form."""
 
+import functools
 import math
 
 BISECTIONS = 200  # more than enough for the last bit of a float
@@ -20,6 +21,7 @@ def two_sided_probability(t: float, degrees: int) -> float:
     return 2.0 / math.pi * (angle + math.sin(angle) * series)
 
 
+@functools.cache
 def two_sided_quantile(probability: float, degrees: int) -> float:
     """The t >= 0 for which P(|T| <= t) is the probability."""
     if not 0.0 <= probability < 1.0 or degrees < 1:
