@@ -1,11 +1,11 @@
 """The report as text, and curves as characters."""
 
 import io
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hostile_run import hostile_contents
 from recorded_runs import contents, make_run
 from rich.cells import cell_len
@@ -91,12 +91,9 @@ def test_a_terminal_without_unicode_gets_letters_and_escapes(tmp_path: Path) -> 
     assert "aa one\nbb two" in text
 
 
-def test_text_needs_no_matplotlib(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "one")
-    code = (
-        "import sys\nfor name in ('matplotlib', 'jinja2'): sys.modules[name] = None\n"
-        f"from quillgpt.cli.main import run; run(['report', {str(run)!r}, '--text'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "Held-out loss" in done.stdout
+def test_text_needs_no_matplotlib_and_no_jinja2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("matplotlib", "jinja2")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("matplotlib", "jinja2"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert "Held-out loss" in shown(contents(make_run(tmp_path / "one")), 80)
