@@ -84,10 +84,11 @@ def test_the_loss_figure_holds_the_curve_and_the_evaluations_with_their_errors(t
 
 def test_the_mean_of_all_steps_is_smoothed_where_the_run_has_it(tmp_path: Path) -> None:
     lines = [{**line, "mean_loss": 1.0} for line in metrics()]
-    strong = next(
-        line for line in figures(contents(make_run(tmp_path / "a", lines)))["loss"].lines if line.kind is Kind.STRONG
-    )
+    report = contents(make_run(tmp_path / "a", lines))
+    strong = next(line for line in figures(report)["loss"].lines if line.kind is Kind.STRONG)
     assert set(strong.y.tolist()) == {1.0}
+    assert strong.x.tolist() == [1024 * (step - 0.5) for step in range(1, 41)]  # the middle of what it is the mean of
+    assert "training 1, held out" in figures(report)["loss"].caption.lower()
 
 
 def test_clipping_and_skipped_steps_are_in_the_gradient_figure(tmp_path: Path) -> None:

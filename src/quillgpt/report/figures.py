@@ -92,17 +92,11 @@ def curves(axis: Axis, column: str) -> tuple[list[Line], list[Area]]:
             else:
                 x_of_span, low, high = spans(x, y, most=axis.share(SPANS))
                 areas.append(Area(run=subject.number, x=x_of_span, low=low, high=high))
-        if column == "loss" and loss_column(subject) != column:
-            x, y = axis.series(subject, loss_column(subject))
+        if column == "loss" and subject.loss_column != column:
+            x, y = axis.series(subject, subject.loss_column)
+            x = x - np.diff(x, prepend=0.0) / 2  # a mean over an interval belongs to its middle
         lines.append(_line(subject, Kind.STRONG, *smoothed(x, y, most=axis.share(STRONG))))
     return lines, areas
-
-
-def loss_column(subject: Subject) -> str:
-    """Where the loss of training is told best: the mean of all steps between two lines, in newer runs."""
-    lines = subject.record.lines
-    means = sum(as_number(line.get("mean_loss")) is not None for line in lines)
-    return "mean_loss" if 2 * means > len(lines) else "loss"
 
 
 def _line(subject: Subject, kind: Kind, x: np.ndarray, y: np.ndarray) -> Line:

@@ -8,7 +8,7 @@ from quillgpt.evaluate.bands import Band, find_band
 from quillgpt.evaluate.bands.judging import judged
 from quillgpt.report.captions import Told
 from quillgpt.report.curves import as_number, evenly
-from quillgpt.report.figures import STRONG, Axis, loss_column
+from quillgpt.report.figures import STRONG, Axis
 from quillgpt.report.plot import Area, Kind, Line, Plot, limits_around
 from quillgpt.report.subject import Subject
 from quillgpt.report.wording import count, listed
@@ -51,7 +51,7 @@ def reference_plots(told: Told, bands: list[Beside]) -> list[Plot]:
 def _reference(axis: Axis, beside: Beside) -> Plot | None:
     band, lines = beside.band, []
     for subject in beside.subjects:
-        tokens, losses = axis.series(subject, loss_column(subject))
+        tokens, losses = axis.series(subject, subject.loss_column)
         x, y = trailing_means(tokens, losses, band.window_tokens, most=axis.share(STRONG))
         if len(x):
             lines.append(Line(run=subject.number, label=subject.label, kind=Kind.STRONG, x=x, y=y))
