@@ -13,7 +13,7 @@ from rich.console import Console
 
 from quillgpt.report.characters import Drawing
 from quillgpt.report.contents import Contents
-from quillgpt.report.plot import Kind, Line, Plot
+from quillgpt.report.plot import Area, Kind, Line, Plot
 from quillgpt.report.terminal import print_report
 
 
@@ -63,6 +63,20 @@ def test_a_logarithmic_curve_is_straight_where_it_falls_by_factors() -> None:
 def test_without_unicode_the_curve_is_of_letters() -> None:
     rows = drawn([4.0, 3.0, 2.0, 1.0], encoding="ascii")
     assert set("".join(rows)) == {"a", " "}
+
+
+def test_the_edges_of_a_band_are_drawn_behind_the_curve() -> None:
+    ends = np.array([0.0, 3.0])
+    line = Line(run=0, label="a", kind=Kind.STRONG, x=ends, y=np.array([5.0, 5.0]))
+    band = Area(run=-1, x=ends, low=np.array([1.0, 1.0]), high=np.array([9.0, 9.0]))
+    plot = Plot(
+        key="k", title="T", x_label="x", y_label="y", lines=[line], areas=[band], caption="", limits=(0.0, 10.0)
+    )
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Console(file=file, width=28).print(Drawing(plot, 5))
+    file.flush()
+    rows = [row[8:].strip() for row in file.buffer.getvalue().decode().splitlines()[1:6]]
+    assert rows == ["." * 20, "", "a" * 20, "", "." * 20]
 
 
 def test_the_whole_report_fits_the_terminal_and_holds_the_numbers(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def _gradient(axis: Axis, told: Told) -> Plot | None:
     marks = axis.marks("not applied", lambda line: bool(line.get("skipped")))
     notes = [ends(told, captions.norms)]
     notes += [f"Crosses at the foot: {ends(told, captions.skipped)}"] if marks else []
-    include = (*clips, *(() if is_logarithmic else (0.0,)))
+    low, high = limits_around(values, include=tuple(clips), is_logarithmic=is_logarithmic)
     return Plot(
         key="gradient-norm",
         title="Gradient norm",
@@ -196,7 +196,7 @@ def _gradient(axis: Axis, told: Told) -> Plot | None:
         y_label="gradient norm" + (", logarithmic" if is_logarithmic else ""),
         lines=lines,
         caption=" ".join(notes),
-        limits=limits_around(values, include=include, is_logarithmic=is_logarithmic),
+        limits=(low if is_logarithmic else 0.0, high),
         levels=[Level(value=clip, label=f"clipped at {clip:g}") for clip in clips],
         areas=areas,
         marks=marks,

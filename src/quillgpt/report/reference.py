@@ -60,7 +60,7 @@ def _reference(axis: Axis, beside: Beside) -> Plot | None:
     area = Area(run=-1, x=band.tokens, low=band.low, middle=band.mean, high=band.high)
     verdicts = [_verdict(subject, band, is_named=len(axis.subjects) > 1) for subject in beside.subjects]
     made = f"{len(band.seeds)} seeds of the recipe {band.recipe} at commit {band.commit} on {band.hardware}"
-    what = f"Grey: where {band.level:.1%} of healthy runs lie, from {made}."
+    what = f"Grey band: where {band.level:.1%} of healthy runs lie, from {made}."
     lines_are = f"Lines: mean loss of the last {count(band.window_tokens, 'tokens')}."
     return Plot(
         key=f"reference-{band.recipe}",
