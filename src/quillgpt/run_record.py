@@ -88,6 +88,9 @@ def _restored(value: Any) -> Any:
 
 
 def _is_number(*values: object) -> bool:
-    """Whether all are numbers that a float holds; a whole number of a file may be larger than any."""
-    is_number = (isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    return all(is_number) and all(isinstance(value, float) or abs(value) < 2**1023 for value in values)
+    return all(isinstance(value, float) or _fits_a_float(value) for value in values)
+
+
+def _fits_a_float(value: object) -> bool:
+    """Whether it is a whole number that a float holds; a file may have a larger one."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023

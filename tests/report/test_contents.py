@@ -1,6 +1,7 @@
 """What a report says: the numbers are those of the records, and what is missing is said."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from quillgpt.errors import CheckpointError, ConfigError
 from quillgpt.evaluate.bands import Band, read_band
 from quillgpt.recipes import load_recipe
 from quillgpt.report import reference, sentences
-from quillgpt.report.contents import Contents
+from quillgpt.report.contents import Contents, chosen_samples
 from quillgpt.report.figures import MOST_POINTS
 from quillgpt.report.plot import Kind, Plot
 from quillgpt.report.subject import distinct_labels
@@ -83,10 +84,11 @@ def test_the_loss_figure_holds_the_curve_and_the_evaluations_with_their_errors(t
 
 def test_the_mean_of_all_steps_is_smoothed_where_the_run_has_it(tmp_path: Path) -> None:
     lines = [{**line, "mean_loss": 1.0} for line in metrics()]
-    strong = next(
-        line for line in figures(contents(make_run(tmp_path / "a", lines)))["loss"].lines if line.kind is Kind.STRONG
-    )
+    report = contents(make_run(tmp_path / "a", lines))
+    strong = next(line for line in figures(report)["loss"].lines if line.kind is Kind.STRONG)
     assert set(strong.y.tolist()) == {1.0}
+    assert strong.x.tolist() == [1024 * (step - 0.5) for step in range(1, 41)]  # the middle of what it is the mean of
+    assert "training 1, held out" in figures(report)["loss"].caption.lower()
 
 
 def test_clipping_and_skipped_steps_are_in_the_gradient_figure(tmp_path: Path) -> None:
@@ -130,24 +132,29 @@ def test_a_run_with_little_or_nothing_on_record_is_still_told(
 
 
 def test_the_points_of_a_figure_are_bounded_however_long_the_runs(tmp_path: Path) -> None:
-    lines = [{**line, "kernel_x_max": [float(step % 7)] * 30} for step, line in enumerate(metrics(10, every=2) * 400)]
+    lines = [{**line, "kernel_x_max": [float(step % 7)] * 30} for step, line in enumerate(metrics(10, every=2) * 200)]
     for step, line in enumerate(lines, start=1):
         line |= {"step": step, "tokens": step * 1024, "skipped": True}
-    first = make_run(tmp_path / "a", lines)
-    others = [make_run(tmp_path / str(number), metrics()) for number in range(27)]
-    for report in (contents(first), contents(first, *others)):
+    runs = [make_run(tmp_path / "0", lines)]
+    runs += [shutil.copytree(runs[0], tmp_path / str(number)) for number in range(1, 5)]
+    runs += [make_run(tmp_path / str(number), metrics()) for number in range(5, 28)]
+    for report in (contents(runs[0]), contents(*runs)):
         assert max(plot.points for plot in figures(report).values()) <= MOST_POINTS
         assert min(len(line.x) for plot in figures(report).values() for line in plot.lines) >= 1
+    first = runs[0]
     assert len(contents(first).runs[0].evaluations.rows) == 60
 
 
 def test_several_runs_are_overlaid_and_their_differences_listed(tmp_path: Path) -> None:
     one = make_run(tmp_path / "one")
-    two = make_run(tmp_path / "two", metrics(shift=0.5), lr=1e-2, seed=2, record=environment(processor="Another"))
+    two = make_run(
+        tmp_path / "two", metrics(shift=0.5), lr=1e-2, seed=2, keep_last=9, record=environment(processor="Another")
+    )
     report = contents(one, two)
     assert report.differences.rows == [
         ["lr", "0.003", "0.01"],
         ["seed", "1337", "2"],
+        ["keep_last", "2", "9"],
         ["processor used", "A Processor", "Another"],
     ]
     assert "They differ in lr, seed and processor used. The least held-out loss at the end: one, 2.169" in report.lead
@@ -182,21 +189,36 @@ def test_compressors_of_the_same_data_stand_beside_the_model(tmp_path: Path) -> 
     assert "where gzip -9 needs 4.000" in report.lead
 
 
-def small_band(**changes: Any) -> Band:
-    return replace(read_band(BAND), **changes)
+def small_band() -> Band:
+    """A band around the losses of `metrics()`, with a point at every fifth line."""
+    tokens = 1024.0 * np.arange(10, 41, 5)
+    middle = np.array([np.mean([2 + 3 * 0.9**step for step in range(end - 3, end + 1)]) for end in range(10, 41, 5)])
+    columns = {"tokens": tokens, "mean": middle, "low": middle - 0.05, "high": middle + 0.05}
+    return replace(read_band(BAND), tokens_per_step=1024, window_tokens=4096, seeds=list(range(8)), **columns)
 
 
-def test_a_run_with_a_reference_band_is_drawn_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "find_band", lambda config, fingerprint: small_band(window_tokens=4096))
-    inside = [{**line, "band_excess": 0.0} for line in metrics()]
-    outside = [{**line, "band_excess": 0.0 if line["step"] < 30 else 0.08} for line in metrics()]
-    report = contents(make_run(tmp_path / "in", inside), make_run(tmp_path / "out", outside))
-    plot = figures(report)["reference-debug"]
-    np.testing.assert_array_equal(plot.areas[0].high, small_band().high)
+def test_a_run_is_drawn_and_judged_beside_its_reference_band(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    band = small_band()
+    monkeypatch.setattr(reference, "find_band", lambda config, fingerprint: band)
+
+    def lines(shift: float) -> list[dict[str, Any]]:
+        found = metrics()
+        for line in found:
+            line["mean_loss"] = line["loss"] + (shift if line["step"] > 20 else 0.0)
+            line["lr"] = 3e-3 * band.multiplier(line["step"])
+        return [*found, {"step": 41, "mean_loss": 2.0}]
+
+    runs = [make_run(tmp_path / "in", lines(0.0)), make_run(tmp_path / "out", lines(0.25)), make_run(tmp_path / "old")]
+    plot = figures(contents(*runs))["reference-debug"]
+    np.testing.assert_array_equal(plot.areas[0].high, band.high)
     assert plot.lines[0].x[0] == 4096
-    assert "in: inside the band at all 40 logged lines." in plot.caption
-    assert (
-        "out: outside the band at 11 of 40 logged lines, first at step 30, by at most 0.08 nats above" in plot.caption
+    at_points = np.interp(band.tokens, plot.lines[0].x, plot.lines[0].y)
+    np.testing.assert_allclose(at_points, band.mean)
+    assert plot.caption.startswith(
+        "in: inside the band at all 7 points. "
+        "out: 0.20 above the reference band since step 25; outside at 4 of 7 points "
+        "(`quill doctor` lists likely causes). "
+        "old: not judged: the run does not log its mean loss where the band has its points."
     )
     assert "8 seeds of the recipe debug" in plot.caption
 
@@ -216,6 +238,7 @@ def test_samples_are_in_the_order_of_their_steps_and_many_are_thinned_out(tmp_pa
     steps = [sample.step for sample in part.samples]
     assert (len(steps), steps[0], steps[-1], steps == sorted(steps)) == (24, 10, 2000, True)
     assert part.samples_left_out == 101 - 24
+    assert [sample.step for sample in chosen_samples(part.samples)] == [10, steps[11], 2000]
     assert part.samples[0].texts == ["one 10", "two"]
     assert part.samples[-1].texts[0].startswith("\ufffd\\x00long ")
     assert len(part.samples[-1].texts[0]) < 5_000
@@ -227,6 +250,14 @@ def test_statistics_of_an_attention_are_drawn_layer_by_layer(tmp_path: Path) -> 
     assert plots["kernel-x-max"].title == "X, largest"
     assert [line.label for line in plots["kernel-x-max"].lines] == ["a, layer 0", "a, layer 1"]
     assert plots["odd-key"].title == "Odd<key>"
+
+
+def test_two_figures_never_share_a_key(tmp_path: Path) -> None:
+    lines = [{**line, "stat a": [1.0], "stat<a": [2.0], "loss a": [3.0]} for line in metrics(3)]
+    report = contents(make_run(tmp_path / "a", lines))
+    keys = [plot.key for plot in [*report.figures, *report.statistics]]
+    assert {"stat-a", "stat-a-2", "loss-a"} <= set(keys)
+    assert len(keys) == len(set(keys))
 
 
 def test_labels_tell_runs_of_one_name_apart() -> None:

@@ -7,7 +7,6 @@ import matplotlib as mpl
 import matplotlib.image
 import numpy as np
 import pytest
-from hostile_run import hostile_contents
 from recorded_runs import contents, make_run
 
 from quillgpt.report.drawing import free_place, png, svg
@@ -41,11 +40,18 @@ def test_a_png_is_wide_enough_for_a_paper_and_white(tmp_path: Path) -> None:
     assert image[..., :3].min() < 0.5
 
 
-def test_names_that_are_no_text_for_a_font_or_are_formulas_are_drawn(tmp_path: Path) -> None:
-    report = hostile_contents(tmp_path)
-    written = write_figures(report, tmp_path / "figures")  # a warning would be an error here
-    assert [path.name for path in written][:2] == ["loss.png", "loss-by-time.png"]
-    assert len({path.name for path in written}) == len(written) == len(list((tmp_path / "figures").iterdir()))
+def test_every_figure_is_a_file(tmp_path: Path) -> None:
+    lines = [{"step": step, "tokens": step, "loss": 1 / step, "lr": 1e-3} for step in range(1, 9)]
+    written = write_figures(contents(make_run(tmp_path / "a", lines)), tmp_path / "figures")
+    assert [path.name for path in written] == ["loss.png", "learning-rate.png"]
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {path.name for path in written}
+
+
+def test_a_legend_shows_any_name() -> None:
+    ends = np.array([0.0, 1.0])
+    names = ["$\\frac{$ 日本", "a_b^2 \\sqrt"]  # a formula that cannot be read, and what the font does not have
+    lines = [Line(run=run, label=name, kind=Kind.STRONG, x=ends, y=ends) for run, name in enumerate(names)]
+    assert png(plot(lines=lines)).startswith(b"\x89PNG")
 
 
 def test_ticks_keep_their_digits() -> None:
@@ -55,7 +61,9 @@ def test_ticks_keep_their_digits() -> None:
 
 def test_a_single_point_can_be_seen(tmp_path: Path) -> None:
     one = Line(run=0, label="a", kind=Kind.STRONG, x=np.array([5.0]), y=np.array([0.5]))
-    assert "<use" in svg(plot(lines=[one]), width=300, height=200)
+    two = Line(run=0, label="a", kind=Kind.STRONG, x=np.array([4.0, 5.0]), y=np.array([0.5, 0.5]))
+    marks = [svg(plot(lines=[line]), width=300, height=200).count("var(--run-0)") for line in (one, two)]
+    assert marks[0] > marks[1]
 
 
 def test_the_name_of_a_level_keeps_clear_of_curves_and_of_other_names() -> None:

@@ -114,7 +114,8 @@ def test_headings_descend_and_tables_have_headers(page: Page) -> None:
 
 
 def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "a", samples={10: "text"})
+    lines = [{"step": step, "tokens": step, "loss": 1 / step} for step in range(1, 30)]
+    run = make_run(tmp_path / "a", lines, samples={10: "text"})
     assert html(contents(run)) == html(contents(run))
 
 
@@ -130,8 +131,7 @@ def test_figures_follow_the_scheme_of_the_page(page: Page) -> None:
 def test_a_page_stays_small_however_long_the_run(tmp_path: Path) -> None:
     lines = metrics(2_000, every=4)
     runs = [make_run(tmp_path / name, lines) for name in "abc"]
-    sizes = [write_page(contents(*chosen), tmp_path / "out" / "report.html") for chosen in (runs[:1], runs)]
-    assert max(sizes) < 1_000_000
+    assert write_page(contents(*runs), tmp_path / "out" / "report.html") < 1_000_000
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
 
 

@@ -16,13 +16,14 @@ COLOURS = ("#3a8fd0", "#e0702c", "#1fa67f", "#c875a8", "#b98a17", "default", "#4
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a cell: 4 rows of 2
 BRAILLE = 0x2800
 LETTERS = "abcdefghijklmnopqrstuvwxyzAB"
+BAND = 1_000  # beyond all runs
 MARK = 256  # beyond all dots
 MARGIN = 7  # for the numbers of the y axis
 
 
 def style_of(run: int) -> str:
-    """The colour of a run in a terminal."""
-    return COLOURS[colour_number(run)]
+    """The colour of a run in a terminal; what belongs to no run is dim."""
+    return "dim" if run == BAND else COLOURS[colour_number(run)]
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,16 @@ class Drawing:
     def _rows(self, width: int, *, is_plain: bool) -> Iterator[Text]:
         grid = Grid(width, self.height)
         low, high = self.plot.limits
+        for area in self.plot.areas:
+            for edge in (area.low, area.high) if area.run < 0 else ():
+                grid.draw(*_in_frame(self.plot, area.x, edge, width), run=BAND)
         has_curves = any(line.kind is Kind.STRONG for line in self.plot.lines)
         for line in self.plot.lines:
             if line.kind is Kind.POINTS and has_curves:
                 if self.plot.is_main:  # a small one has no room for them
                     grid.mark(*_points(self.plot, line), run=line.run)
             elif line.kind is not Kind.FAINT:
-                grid.draw(*_in_frame(self.plot, line, width), run=line.run)
+                grid.draw(*_in_frame(self.plot, line.x, line.y, width), run=line.run)
         names = {grid.row_of(share): label for share, label in _levels(self.plot)}
         ends = {0: compact(_rounded(high)), self.height - 1: compact(_rounded(low))}
         rule = "-" if is_plain else "┄"
@@ -92,7 +96,8 @@ class Grid:
 
     def character(self, row: int, column: int, *, is_plain: bool) -> str:
         """What stands in a cell that a run has."""
-        dots, letter = int(self.dots[row, column]), LETTERS[int(self.runs[row, column]) % len(LETTERS)]
+        dots, run = int(self.dots[row, column]), int(self.runs[row, column])
+        letter = "." if run == BAND else LETTERS[run % len(LETTERS)]
         if is_plain:
             return letter.upper() if dots == MARK else letter
         return "●" if dots == MARK else chr(BRAILLE + dots)
@@ -117,14 +122,13 @@ class Grid:
             before = row
 
 
-def _in_frame(plot: Plot, line: Line, width: int) -> tuple[np.ndarray, np.ndarray]:
+def _in_frame(plot: Plot, x: np.ndarray, y: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """A curve at every dot of the x axis that it reaches: the dots, and the heights as shares of the frame."""
     x_low, x_high = _x_range(plot)
     places = np.linspace(x_low, x_high, 2 * width)
     half = (x_high - x_low) / (4 * width)
-    reached = (places >= line.x.min() - half) & (places <= line.x.max() + half)
-    y = np.interp(places[reached], line.x, line.y)
-    return np.flatnonzero(reached), _shares(plot, y)
+    reached = (places >= x.min() - half) & (places <= x.max() + half)
+    return np.flatnonzero(reached), _shares(plot, np.interp(places[reached], x, y))
 
 
 def _points(plot: Plot, line: Line) -> tuple[np.ndarray, np.ndarray]:

@@ -87,7 +87,7 @@ def facts_of(subject: Subject) -> Facts:
     """Read the numbers out of the records."""
     record = subject.record
     losses = subject.series("loss", "step")[1]
-    _, loss = finite(*subject.series("loss", "step"))
+    _, loss = finite(*subject.series(subject.loss_column, "step"))
     window = smoothing_window(len(loss))
     _, rate = finite(*subject.series("lr", "step"))
     _, norm = finite(*subject.series("gradient_norm", "step"))

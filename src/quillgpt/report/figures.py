@@ -92,17 +92,11 @@ def curves(axis: Axis, column: str) -> tuple[list[Line], list[Area]]:
             else:
                 x_of_span, low, high = spans(x, y, most=axis.share(SPANS))
                 areas.append(Area(run=subject.number, x=x_of_span, low=low, high=high))
-        if column == "loss" and loss_column(subject) != column:
-            x, y = axis.series(subject, loss_column(subject))
+        if column == "loss" and subject.loss_column != column:
+            x, y = axis.series(subject, subject.loss_column)
+            x = x - np.diff(x, prepend=0.0) / 2  # a mean over an interval belongs to its middle
         lines.append(_line(subject, Kind.STRONG, *smoothed(x, y, most=axis.share(STRONG))))
     return lines, areas
-
-
-def loss_column(subject: Subject) -> str:
-    """Where the loss of training is told best: the mean of all steps between two lines, in newer runs."""
-    lines = subject.record.lines
-    means = sum(as_number(line.get("mean_loss")) is not None for line in lines)
-    return "mean_loss" if 2 * means > len(lines) else "loss"
 
 
 def _line(subject: Subject, kind: Kind, x: np.ndarray, y: np.ndarray) -> Line:
@@ -194,7 +188,7 @@ def _gradient(axis: Axis, told: Told) -> Plot | None:
     marks = axis.marks("not applied", lambda line: bool(line.get("skipped")))
     notes = [ends(told, captions.norms)]
     notes += [f"Crosses at the foot: {ends(told, captions.skipped)}"] if marks else []
-    include = (*clips, *(() if is_logarithmic else (0.0,)))
+    low, high = limits_around(values, include=tuple(clips), is_logarithmic=is_logarithmic)
     return Plot(
         key="gradient-norm",
         title="Gradient norm",
@@ -202,7 +196,7 @@ def _gradient(axis: Axis, told: Told) -> Plot | None:
         y_label="gradient norm" + (", logarithmic" if is_logarithmic else ""),
         lines=lines,
         caption=" ".join(notes),
-        limits=limits_around(values, include=include, is_logarithmic=is_logarithmic),
+        limits=(low if is_logarithmic else 0.0, high),
         levels=[Level(value=clip, label=f"clipped at {clip:g}") for clip in clips],
         areas=areas,
         marks=marks,

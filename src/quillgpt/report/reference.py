@@ -1,18 +1,19 @@
-"""The run beside its recipe's reference band: the curve as the band means it, and what the metrics say of it."""
+"""The run beside its recipe's reference band: the curve as the band means it, and the verdict as while it trained."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from quillgpt.evaluate.bands import Band, find_band
+from quillgpt.evaluate.bands.judging import judged
 from quillgpt.report.captions import Told
-from quillgpt.report.curves import evenly
-from quillgpt.report.figures import STRONG, Axis, loss_column
+from quillgpt.report.curves import as_number, evenly
+from quillgpt.report.figures import STRONG, Axis
 from quillgpt.report.plot import Area, Kind, Line, Plot, limits_around
 from quillgpt.report.subject import Subject
-from quillgpt.report.wording import count, listed, number
+from quillgpt.report.wording import count, listed
 
-EXCESS = "band_excess"
+NEEDED = ("step", "tokens", "lr", "mean_loss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +51,16 @@ def reference_plots(told: Told, bands: list[Beside]) -> list[Plot]:
 def _reference(axis: Axis, beside: Beside) -> Plot | None:
     band, lines = beside.band, []
     for subject in beside.subjects:
-        tokens, losses = axis.series(subject, loss_column(subject))
+        tokens, losses = axis.series(subject, subject.loss_column)
         x, y = trailing_means(tokens, losses, band.window_tokens, most=axis.share(STRONG))
         if len(x):
             lines.append(Line(run=subject.number, label=subject.label, kind=Kind.STRONG, x=x, y=y))
     if not lines:
         return None
     area = Area(run=-1, x=band.tokens, low=band.low, middle=band.mean, high=band.high)
-    verdicts = [_verdict(subject, is_named=len(axis.subjects) > 1) for subject in beside.subjects]
+    verdicts = [_verdict(subject, band, is_named=len(axis.subjects) > 1) for subject in beside.subjects]
     made = f"{len(band.seeds)} seeds of the recipe {band.recipe} at commit {band.commit} on {band.hardware}"
-    what = f"Grey: where {band.level:.1%} of healthy runs lie, from {made}."
+    what = f"Grey band: where {band.level:.1%} of healthy runs lie, from {made}."
     lines_are = f"Lines: mean loss of the last {count(band.window_tokens, 'tokens')}."
     return Plot(
         key=f"reference-{band.recipe}",
@@ -67,7 +68,9 @@ def _reference(axis: Axis, beside: Beside) -> Plot | None:
         x_label=axis.label,
         y_label="nats per token",
         lines=lines,
-        caption=" ".join([*(text for text in verdicts if text), lines_are, what]),
+        caption=" ".join(
+            [*(text[0].upper() + text[1:] if len(axis.subjects) == 1 else text for text in verdicts), lines_are, what]
+        ),
         limits=limits_around(np.concatenate([band.low, band.high, *(line.y for line in lines)])),
         areas=[area],
     )
@@ -90,20 +93,14 @@ def trailing_means(tokens: np.ndarray, losses: np.ndarray, window: float, *, mos
     return tokens[chosen], np.array(means, dtype=np.float64)
 
 
-def _verdict(subject: Subject, *, is_named: bool) -> str:
-    """What the training itself has noted: how often the run was outside, and how far."""
-    steps, excess = subject.series(EXCESS, "step")
-    known = np.isfinite(excess)
-    steps, excess = steps[known], excess[known]
-    if not len(excess):
-        return ""
-    who = f"{subject.label}: " if is_named else ""
-    outside = excess != 0
-    if not outside.any():
-        return f"{who or 'The run was '}inside the band at all {len(excess):,} logged lines."
-    farthest = excess[np.abs(excess).argmax()]
-    side = "above" if farthest > 0 else "below"
-    first = int(steps[outside][0])
-    how_often = f"{int(outside.sum()):,} of {len(excess):,} logged lines, first at step {first:,}"
-    how_far = f"by at most {number(abs(float(farthest)))} nats {side} it"
-    return f"{who or 'The run was '}outside the band at {how_often}, {how_far}; `quill doctor` lists likely causes."
+def _verdict(subject: Subject, band: Band, *, is_named: bool) -> str:
+    """Where the run is beside the band, judged as while it trained."""
+    record = subject.record
+    lines = [line for line in record.lines if all(as_number(line.get(name)) is not None for name in NEEDED)]
+    judge = judged(band, lines, peak_lr=record.config.optim.lr)
+    who, points, outside = f"{subject.label}: " if is_named else "", len(judge.points), len(judge.outside)
+    if not points:
+        return f"{who}not judged: {judge.ended or 'the run does not log its mean loss where the band has its points'}."
+    if not outside:
+        return f"{who}inside the band at all {points} points."
+    return f"{who}{judge.told()}; outside at {outside} of {points} points (`quill doctor` lists likely causes)."

@@ -243,7 +243,8 @@ def environments(subjects: Sequence[Subject]) -> Table:
     columns = [_environment(subject) for subject in subjects]
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [[name, *(column.get(name, UNKNOWN) for column in columns)] for name in names]
-    return Table(caption="Environment", columns=["", *(subject.label for subject in subjects)], rows=rows)
+    labels = [subject.label for subject in subjects] if len(subjects) > 1 else [""]
+    return Table(caption="Environment", columns=["", *labels], rows=rows)
 
 
 def _settings(subject: Subject) -> dict[str, str]:
