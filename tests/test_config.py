@@ -45,7 +45,7 @@ IMPOSSIBLE: list[tuple[str, object]] = [
     *(("decay_fraction", value) for value in (0, 0.0, -0.2, 1.01, math.nan, math.inf)),
     *(("dist_timeout_seconds", value) for value in (0, -1, 10**6 + 1, HUGE)),
     *((name, value) for name in STRINGS for value in ("a\0b", "\ud800")),
-    *((name, "") for name in STRINGS if name != "path"),
+    *((name, "") for name in STRINGS if name not in ("path", "eval_tasks")),
     *((name, value) for name in CHOICES for value in ("best", "AUTO", " auto", "x" * 10**6)),
     ("n_layer", 1001),
     ("n_head", 5),  # does not divide 768
@@ -73,6 +73,7 @@ POSSIBLE: list[tuple[str, object]] = [
     ("decay_fraction", 1),
     ("n_head", 768),
     ("path", ""),
+    ("eval_tasks", ""),
     ("out", "a folder/ünïcödé 🙂\n"),
 ]
 NAMED_INSTEAD = {"n_embd": "n_head", "lr": "min_lr"}

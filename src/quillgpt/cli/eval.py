@@ -148,6 +148,7 @@ class _Lines:
         self._told = ""
 
     def show(self, what: str, done: int, count: int) -> None:
+        """Print it where it is another thing than before."""
         if what != self._told:
             print(what, file=sys.stderr)
         self._told = what
