@@ -21,11 +21,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quillgpt.errors import DataError, NonFiniteError
-from quillgpt.evaluate.held_out_loss import LOGIT_ELEMENTS, autocast, evaluation_mode
+from quillgpt.evaluate.held_out_loss import autocast, evaluation_mode
 from quillgpt.model.gpt import GPT
 from quillgpt.model.kv_cache import KVCache
 
 BATCH_TOKENS = 4096  # keys and values of so many tokens: 300 MB for GPT-2 124M in fp32, and twice that exists at a time
+LOGIT_ELEMENTS = 1 << 23  # logits that exist at one time: 34 MB in fp32; larger parts fall out of a processor's cache
+LITTLE_PADDING = 32  # tokens for which no further batch is worth its overhead
 PADDING = 0  # any token: what stands on the right is not seen
 
 Tokens = tuple[int, ...]
@@ -41,6 +43,10 @@ class Request:
     def __post_init__(self) -> None:
         if not self.context or not self.continuation:
             raise ValueError("context and continuation need at least one token each; end of text stands for nothing")
+
+
+Scores = dict[Request, tuple[float, bool]]
+"""log-probability, and whether every token was the first choice"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +79,12 @@ def likelihoods(
     gets the number of requests that are finished. No random numbers; the model's mode stays as it was.
     """
     fitted = [fitted_request(request, model.config.context_length) for request in requests]
-    scores: dict[Request, tuple[float, bool]] = {}
+    distinct = sorted(set(fitted))
+    scores: Scores = {}
     with evaluation_mode(model), torch.no_grad(), autocast(device, dtype):
-        for batch in _scored(model, sorted(set(fitted)), _Precision(device, dtype), batch_tokens):
+        for batch in _scored(model, distinct, _Precision(device, dtype), batch_tokens):
             scores |= batch
-            heartbeat(len(scores) * len(requests) // len(set(fitted)))
+            heartbeat(len(scores) * len(requests) // len(distinct))
     return [
         Likelihood(
             log_probability=scores[fit][0],
@@ -110,9 +117,6 @@ class _Precision:
 
     device: str
     dtype: torch.dtype
-
-
-Scores = dict[Request, tuple[float, bool]]
 
 
 def _scored(model: GPT, requests: list[Request], precision: _Precision, batch_tokens: int) -> Iterator[Scores]:
@@ -216,13 +220,20 @@ def _padded(rows: Sequence[Tokens], device: str) -> Tensor:
 def _bounded(
     ordered: Sequence[Request], length: Callable[[Request], int], batch_tokens: int
 ) -> Iterator[list[Request]]:
-    """Batches of requests from short to long: rows times the longest is at most `batch_tokens`, or it is one row."""
+    """Batches of requests from short to long: rows times the longest is at most `batch_tokens`, or it is one row.
+
+    A batch also ends where padding would be more than an eighth of it, unless that is little work anyway.
+    """
     batch: list[Request] = []
+    filled = 0
     for request in ordered:
-        if batch and (len(batch) + 1) * length(request) > batch_tokens:
+        tokens = (len(batch) + 1) * length(request)
+        padding = tokens - filled - length(request)
+        if batch and (tokens > batch_tokens or padding > max(tokens // 8, LITTLE_PADDING)):
             yield batch
-            batch = []
+            batch, filled = [], 0
         batch.append(request)
+        filled += length(request)
     if batch:
         yield batch
 
