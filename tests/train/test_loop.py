@@ -226,7 +226,10 @@ def test_starting_from_another_runs_weights_keeps_them_and_its_tokenizer(small_r
     assert outcome.held_out == first.held_out
 
 
-def test_evaluating_only_writes_no_checkpoint(small_run: RunConfig) -> None:
+def test_evaluating_only_writes_no_checkpoint(
+    small_run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     outcome = train(changed(small_run, eval_only=True))
     assert outcome.step == 0
     assert outcome.held_out.loss == pytest.approx(math.log(257), rel=0.05)

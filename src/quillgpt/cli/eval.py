@@ -67,23 +67,15 @@ def main(arguments: list[str]) -> int:
     """Run `quill eval`."""
     options, _ = parse(EvalOptions, arguments, prog="quill eval")
     _check(options)
-    from quillgpt.distributed import joined, ranks_from_environment
-    from quillgpt.hardware import detect
+    from quillgpt.distributed import ranks_from_environment
     from quillgpt.run_dir import newest_run
     from quillgpt.train.evaluate_model import evaluate_models
-    from quillgpt.train.resolve import choose_device, choose_dist_backend
     from quillgpt.train.subject import open_subject
 
-    wanted = _wanted(options)
-    ranks, machine = ranks_from_environment(), detect()
-    kind = choose_device(options.device, machine, ranks)[0].partition(":")[0]
-    models = options.models or (str(newest_run()),)
-    subjects = [open_subject(model) for model in models]
-    with (
-        joined(ranks, backend=choose_dist_backend("auto", kind, machine, ranks), timeout_seconds=600, device=kind),
-        watcher(is_first=ranks.is_first) as watching,
-    ):
-        found = evaluate_models(subjects, wanted, machine, ranks, watching)
+    wanted, ranks = _wanted(options), ranks_from_environment()
+    subjects = [open_subject(model) for model in options.models or (str(newest_run()),)]
+    with watcher(is_first=ranks.is_first) as watching:
+        found = evaluate_models(subjects, wanted, ranks, watching)
     if ranks.is_first:
         show(found, as_json=options.json)
     return 0

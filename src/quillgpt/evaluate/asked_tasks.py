@@ -25,10 +25,12 @@ def have_task_data(
 ) -> None:
     """Have each task's files in the directory, and read them, so that what is wrong with them is told before the work.
 
-    They are fetched where that is the usual directory and `may_fetch`; `flag` is what names another.
+    They are fetched where that is the usual directory and `may_fetch`, unless an archive's files lie there unpacked;
+    `flag` is what names another directory.
     """
     for task, _ in tasks:
-        if directory == TASK_DATA and may_fetch:
+        is_unpacked = task.archive != "" and all((directory / path).is_file() for path in task.paths)
+        if directory == TASK_DATA and may_fetch and not is_unpacked:
             if not (directory / task.file_name).exists():
                 say(f"fetching {task.download.url} ({task.download.bytes / 1e6:.1f} MB, once; {task.licence})")
             fetch_task(task, directory, instead=f"{flag} DIRECTORY")

@@ -3,15 +3,14 @@
 from pathlib import Path
 
 from quillgpt.config import RunConfig
-from quillgpt.distributed import Ranks, joined
+from quillgpt.distributed import Ranks
 from quillgpt.evaluate.asked_tasks import asked_tasks
 from quillgpt.evaluate.held_out_loss import HeldOutLoss
 from quillgpt.evaluate.loss_task import LOSS
 from quillgpt.evaluate.results import Evaluation
-from quillgpt.hardware import detect
 from quillgpt.train.evaluate_model import evaluate_models
 from quillgpt.train.open_data import evaluation_tokens
-from quillgpt.train.resolve import check_menus, choose_device, choose_dist_backend
+from quillgpt.train.resolve import check_menus
 from quillgpt.train.subject import subject_of
 from quillgpt.train.wanted import Wanted, Watcher
 
@@ -22,11 +21,7 @@ def evaluate_only(config: RunConfig, ranks: Ranks, watcher: Watcher) -> list[Eva
     Nothing is prepared, and nothing of the run is changed but its evaluations.
     """
     check_menus(config)
-    settings, machine = config.train, detect()
-    kind = choose_device(settings.device, machine, ranks)[0].partition(":")[0]
-    backend = choose_dist_backend(settings.dist_backend, kind, machine, ranks)
-    with joined(ranks, backend=backend, timeout_seconds=settings.dist_timeout_seconds, device=kind):
-        return evaluate_models([subject_of(config)], wanted_by(config), machine, ranks, watcher)
+    return evaluate_models([subject_of(config)], wanted_by(config), ranks, watcher)
 
 
 def wanted_by(config: RunConfig) -> Wanted:
@@ -42,6 +37,8 @@ def wanted_by(config: RunConfig) -> Wanted:
         dtype=train.dtype,
         threads=train.threads,
         batch_size=train.batch_size,
+        dist_backend=train.dist_backend,
+        dist_timeout_seconds=train.dist_timeout_seconds,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from quillgpt.distributed import Ranks, first_goes_first
+from quillgpt.distributed import Ranks, first_goes_first, joined
 from quillgpt.errors import ConfigError, NonFiniteError
 from quillgpt.evaluate.asked_tasks import have_task_data
 from quillgpt.evaluate.harness import run_harness
@@ -16,23 +16,31 @@ from quillgpt.evaluate.held_out_text import HeldOutText, own_split
 from quillgpt.evaluate.loss_task import LOSS, score_loss
 from quillgpt.evaluate.results import Evaluation, ModelRecord, harness_evaluation, task_evaluation, write_evaluation
 from quillgpt.evaluate.score import score_task
-from quillgpt.hardware import Machine
+from quillgpt.hardware import Machine, detect
 from quillgpt.model.gpt import GPT
 from quillgpt.model.sizes import parameter_count
 from quillgpt.sample.generate import check_vocabulary
-from quillgpt.train.resolve import DTYPES
+from quillgpt.train.resolve import DTYPES, choose_device, choose_dist_backend
 from quillgpt.train.setup import set_up_torch
 from quillgpt.train.subject import Subject
 from quillgpt.train.wanted import Means, Wanted, Watcher, choose_means
 
 
-def evaluate_models(
-    subjects: Sequence[Subject], wanted: Wanted, machine: Machine, ranks: Ranks, watcher: Watcher
-) -> list[Evaluation]:
+def evaluate_models(subjects: Sequence[Subject], wanted: Wanted, ranks: Ranks, watcher: Watcher) -> list[Evaluation]:
     """Evaluate one model after the other; everything that can be told beforehand is told before the first.
 
     Each result is written where the subject's results go, or to `wanted.out`, as soon as it is there.
     """
+    machine = detect()
+    device = choose_device(wanted.device, machine, ranks)[0]
+    backend = choose_dist_backend(wanted.dist_backend, device.partition(":")[0], machine, ranks)
+    with joined(ranks, backend=backend, timeout_seconds=wanted.dist_timeout_seconds, device=device):
+        return _evaluate(subjects, wanted, machine, ranks, watcher)
+
+
+def _evaluate(
+    subjects: Sequence[Subject], wanted: Wanted, machine: Machine, ranks: Ranks, watcher: Watcher
+) -> list[Evaluation]:
     for subject in subjects:
         _check_subject(subject, wanted)
     if wanted.harness:

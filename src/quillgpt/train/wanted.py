@@ -37,6 +37,8 @@ class Wanted:
     batch_size: int = 0
     batch_tokens: int = 0
     out: str = ""
+    dist_backend: str = "auto"
+    dist_timeout_seconds: int = 600
 
 
 @dataclass(frozen=True, kw_only=True)
