@@ -13,7 +13,6 @@ import task_files
 import torch
 from torch.nn import functional as F
 
-from quillgpt.config import ModelConfig
 from quillgpt.errors import ConfigError
 from quillgpt.evaluate import harness_library
 from quillgpt.evaluate.harness import HarnessModel, rolling_requests, run_harness
@@ -25,26 +24,9 @@ from quillgpt.sample.generate import generate
 from quillgpt.tokenizer import load_tokenizer
 
 pytest.importorskip("lm_eval")
-CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=160, vocab_size=257)
 TOKENIZER = load_tokenizer("byte")
 OURS = {task.name: task for task in TASKS.values() if task.harness_name}
 METRICS = {"accuracy": "acc", "accuracy_norm": "acc_norm", "perplexity": "perplexity"}
-
-
-@pytest.fixture(scope="module")
-def model() -> GPT:
-    torch.manual_seed(1)
-    model = GPT(CONFIG).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(8)
-    return model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return task_files.write_tasks(tmp_path_factory.mktemp("tasks"), count=12)
 
 
 @dataclass
@@ -57,7 +39,8 @@ class Run:
 
 
 def random_states() -> tuple[object, ...]:
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    _, keys, place, *_ = np.random.get_state()
+    return random.getstate(), (keys.tolist(), place), torch.get_rng_state().tolist()
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +104,16 @@ def test_the_harness_asks_about_the_texts_of_our_items(run: Run, folder: Path) -
 
 def test_the_harness_touches_no_random_state(run: Run) -> None:
     assert run.random_states_are_equal
+
+
+def test_what_draws_random_numbers_in_between_leaves_no_trace() -> None:
+    before = random_states()
+    with harness_library.kept_random_states():
+        random.random()
+        np.random.rand()
+        torch.rand(1)
+        assert all(now != then for now, then in zip(random_states(), before, strict=True))
+    assert random_states() == before
 
 
 WRITTEN = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}

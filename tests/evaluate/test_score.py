@@ -25,23 +25,6 @@ TOKENIZER = load_tokenizer("byte")
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
 
-@pytest.fixture(scope="module")
-def model() -> GPT:
-    """Weights large enough that candidates differ by much more than rounding."""
-    torch.manual_seed(1)
-    model = GPT(CONFIG).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(8)
-    return model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return task_files.write_tasks(tmp_path_factory.mktemp("tasks"), count=12)
-
-
 def scored(task: Task, model: GPT, folder: Path, **settings: object) -> TaskResult:
     return dataclasses.replace(score_task(task, model, TOKENIZER, directory=folder, **settings), seconds=0.0)
 

@@ -21,6 +21,8 @@ from quillgpt.evaluate.tasks.records import Record
 from quillgpt.evaluate.tasks.task import subset
 from quillgpt.tokenizer import load_tokenizer
 
+PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
+
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 packed_tasks = pytest.mark.parametrize(
     "task", [task for task in TASKS.values() if task.archive], ids=lambda task: task.name
@@ -35,9 +37,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @every_task
 def test_an_entry_says_where_its_data_is_from_and_what_was_published(task: Task) -> None:
     references = (Path(__file__).parents[2] / "docs" / "references.md").read_text(encoding="utf-8")
-    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     assert f"**{task.paper}**" in references
-    assert task.licence
+    assert f"`{task.name}` | " in page
+    assert task.licence in page
+    assert f"| {task.items:,} (" in page
     assert task.meaning
     assert task.download.url.startswith("https://")
     assert re.fullmatch(r"[0-9a-f]{64}", task.download.sha256)
@@ -124,6 +128,28 @@ def test_cleaning_is_that_of_the_harness(text: str) -> None:
     assert cleaned(text) == utils.preprocess(text)
 
 
+def test_the_worked_example_of_the_page_is_what_the_code_does() -> None:
+    try:
+        tokenizer = load_tokenizer("gpt2")
+    except DataError as error:
+        pytest.skip(str(error))
+    page = PAGE.read_text(encoding="utf-8")
+    fields = dict(re.findall(r"^    (activity_label|ctx|endings) +(.+)$", page, re.MULTILINE))
+    before, after = fields["ctx"].rsplit(" the ", 1)
+    endings = [ending for ending in fields["endings"].split(" | ") if ending != "..."]
+    record = scene(**fields | {"ctx_a": before, "ctx_b": f"the {after}", "endings": endings, "label": 0})
+    rows = dict(re.findall(r"^\| ([\w ]+?) \| (.+) \|$", page, re.MULTILINE))
+    lengths = [line.split(" | ")[1:] for line in page.splitlines() if line.startswith("| its length")]
+    for style, make in enumerate((completion_item, harness_item)):
+        item = make(record)
+        assert rows["context"].split(" | ")[style] == f"`{item.candidates[0].context}`"
+        for place, candidate in enumerate(item.candidates):
+            assert rows[f"ending {place}"].split(" | ")[style] == f"`{candidate.continuation}`"
+            tokens = len(encode_apart(tokenizer, candidate.context, candidate.continuation).continuation)
+            length = (f"{tokens} tokens", f"{candidate.characters} characters")[style]
+            assert lengths[place][style].rstrip(" |") == length
+
+
 def test_both_styles_choose_the_same_items(folder: Path) -> None:
     styles = [TASKS[name].read(folder) for name in TASK_GROUPS["hellaswag"]]
     assert [item.key for item in subset(styles[0], 7)] == [item.key for item in subset(styles[1], 7)]
@@ -144,11 +170,12 @@ def test_the_fingerprint_is_of_the_task_and_all_that_is_scored(task: Task, folde
     items = task.read(folder)
     fingerprint = task.fingerprint(items)
     assert fingerprint == task.fingerprint(task.read(folder))
-    changed = dataclasses.replace(items[3], right=items[3].right + 1)
-    candidate = dataclasses.replace(items[3].candidates[0], context="other")
-    reworded = dataclasses.replace(items[3], candidates=(candidate, *items[3].candidates[1:]))
-    for other in (items[:-1], [*items[:3], changed, *items[4:]], [*items[:3], reworded, *items[4:]]):
-        assert task.fingerprint(other) != fingerprint
+    others = [items[:-1], [*items[:3], dataclasses.replace(items[3], right=items[3].right + 1), *items[4:]]]
+    for change in ({"context": "other"}, {"continuation": " other"}, {"characters": 99}):
+        candidate = dataclasses.replace(items[3].candidates[0], **change)
+        reworded = dataclasses.replace(items[3], candidates=(candidate, *items[3].candidates[1:]))
+        others.append([*items[:3], reworded, *items[4:]])
+    assert len({task.fingerprint(other) for other in [items, *others]}) == 6
     assert len({other.fingerprint(items) for other in TASKS.values()}) == len(TASKS)
 
 

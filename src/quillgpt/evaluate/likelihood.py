@@ -26,7 +26,7 @@ from quillgpt.model.gpt import GPT
 from quillgpt.model.kv_cache import KVCache
 
 BATCH_TOKENS = 4096  # keys and values of so many tokens: 300 MB for GPT-2 124M in fp32, and twice that exists at a time
-LOGIT_ELEMENTS = 1 << 23  # logits that exist at one time: 34 MB in fp32, of which a cache holds more than of 134
+LOGIT_ELEMENTS = 1 << 23  # logits that exist at one time: 34 MB in fp32; larger parts fall out of a processor's cache
 LITTLE_PADDING = 32  # tokens for which no further batch is worth its overhead
 PADDING = 0  # any token: what stands on the right is not seen
 
@@ -43,6 +43,10 @@ class Request:
     def __post_init__(self) -> None:
         if not self.context or not self.continuation:
             raise ValueError("context and continuation need at least one token each; end of text stands for nothing")
+
+
+Scores = dict[Request, tuple[float, bool]]
+"""log-probability, and whether every token was the first choice"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +79,12 @@ def likelihoods(
     gets the number of requests that are finished. No random numbers; the model's mode stays as it was.
     """
     fitted = [fitted_request(request, model.config.context_length) for request in requests]
-    scores: dict[Request, tuple[float, bool]] = {}
+    distinct = sorted(set(fitted))
+    scores: Scores = {}
     with evaluation_mode(model), torch.no_grad(), autocast(device, dtype):
-        for batch in _scored(model, sorted(set(fitted)), _Precision(device, dtype), batch_tokens):
+        for batch in _scored(model, distinct, _Precision(device, dtype), batch_tokens):
             scores |= batch
-            heartbeat(len(scores) * len(requests) // len(set(fitted)))
+            heartbeat(len(scores) * len(requests) // len(distinct))
     return [
         Likelihood(
             log_probability=scores[fit][0],
@@ -112,9 +117,6 @@ class _Precision:
 
     device: str
     dtype: torch.dtype
-
-
-Scores = dict[Request, tuple[float, bool]]
 
 
 def _scored(model: GPT, requests: list[Request], precision: _Precision, batch_tokens: int) -> Iterator[Scores]:

@@ -45,9 +45,9 @@ def chosen_tasks(text: str) -> list[tuple[Task, int]]:
     return list(found.values())
 
 
-def fetch_task(task: Task, directory: Path = TASK_DATA) -> Path:
+def fetch_task(task: Task, directory: Path = TASK_DATA, *, instead: str = "--data-dir DIRECTORY") -> Path:
     """Have the task's data in the directory, and return it; what is not the pinned content is fetched anew."""
-    fetch(task.download, directory / task.file_name, instead="--data-dir DIRECTORY")
+    fetch(task.download, directory / task.file_name, instead=instead)
     return directory
 
 

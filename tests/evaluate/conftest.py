@@ -1,0 +1,28 @@
+"""What the tests of the tasks share: a small model that tells candidates apart, and files of every task."""
+
+from pathlib import Path
+
+import pytest
+import task_files
+import torch
+
+from quillgpt.config import ModelConfig
+from quillgpt.model.gpt import GPT
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    """For bytes, in float64; weights so large that candidates differ by much more than rounding."""
+    torch.manual_seed(1)
+    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=160, vocab_size=257, dropout=0.5)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with twelve items of each task."""
+    return task_files.write_tasks(tmp_path_factory.mktemp("tasks"), count=12)
