@@ -12,7 +12,7 @@ import pytest
 
 from quillgpt.cli import demo, train
 from quillgpt.cli.train_seeds import without_seeds
-from quillgpt.errors import ConfigError, Interrupted, Stopped
+from quillgpt.errors import ConfigError, Interrupted, NonFiniteError, Stopped
 from quillgpt.run_record import read_run
 from quillgpt.train import loop, setup
 
@@ -274,3 +274,21 @@ def test_a_finished_run_whose_last_line_was_lost_is_evaluated_again(capsys: pyte
     capsys.readouterr()
     quill("--seeds 1")
     assert "runs/debug-seed-1337 is finished: 4 of 4 steps" in capsys.readouterr().out
+
+
+def test_a_seed_that_diverges_does_not_keep_the_others_from_running(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    gradients = loop.gradients
+
+    def poisoned(*arguments, seed, **rest):
+        loss = gradients(*arguments, seed=seed, **rest)
+        return loss * float("nan") if seed == 1338 else loss
+
+    monkeypatch.setattr(loop, "gradients", poisoned)
+    with pytest.raises(NonFiniteError, match=r"^1 of 3 runs diverged: runs/debug-seed-1338$"):
+        quill("--seeds 3")
+    out = capsys.readouterr().out
+    assert "update not applied (3 of 3 in a row)" in out
+    assert "(2 seeds, mean ± standard deviation)" in out
+    assert read_run("runs/debug-seed-1338").lines[-1]["diverged"] is True

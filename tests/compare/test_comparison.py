@@ -234,3 +234,24 @@ def test_the_json_has_all_of_it_and_no_nan(tmp_path: Path) -> None:
     }
     assert written["verdicts"][0]["verdict"] == "no verdict"
     assert written["contrasts"][0]["intervals"] == []
+
+
+def test_a_group_of_which_every_run_diverged_gets_no_verdict(tmp_path: Path) -> None:
+    paths = write_group(tmp_path / "a", BASE)
+    nan = [{"step": 60, "loss": math.nan, "diverged": True}]
+    paths += [write_run(tmp_path / f"b-seed-{s}", seed=s, held_out=[], lines=nan, settings={"lr": 1.0}) for s in (1, 2)]
+    found = compare_runs(paths)
+    assert [verdict.word for verdict in found.verdicts] == ["no verdict"]
+    assert found.verdicts[0].sentence == (
+        "b against A: no verdict. 2 of its 2 runs diverged, and none has a held-out loss to compare."
+    )
+
+
+@pytest.mark.parametrize("lr", [0.003, 1.0], ids=["one group", "two groups"])
+def test_runs_that_were_never_at_the_same_place_get_no_verdict(lr: float, tmp_path: Path) -> None:
+    early = write_run(tmp_path / "a", held_out=[4.0], until=20)
+    late = write_run(tmp_path / "b", seed=2, held_out=[3.0], until=60, settings={"lr": lr})
+    found = compare_runs([early, late])
+    assert found.measures == []
+    assert found.verdicts[0].word == "no verdict"
+    assert "no step, token count or second that their evaluations have in common" in found.verdicts[0].sentence

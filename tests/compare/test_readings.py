@@ -117,7 +117,7 @@ def test_how_far_a_run_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [{"loss": math.nan}, {"loss": math.inf}, {"held_out_loss": math.nan}, {"loss": 3.0, "skipped": True}]
+    "line", [{"loss": math.nan}, {"loss": math.inf}, {"held_out_loss": math.nan}, {"loss": 3.0, "diverged": True}]
 )
 def test_a_run_that_ended_without_a_finite_loss_has_diverged(line: dict, tmp_path: Path) -> None:
     assert has_diverged(read_run(write_run(tmp_path / "a", until=50, lines=[{"step": 51, **line}])))

@@ -142,6 +142,15 @@ def test_three_bad_steps_in_a_row_end_the_run_with_its_checkpoint_intact(
     last = checkpoint.newest_intact(run_of(small_run), print)
     assert last is not None
     assert last.step == 10
+    line = read_metrics(run_of(small_run).metrics)[-1]
+    assert (line["step"], line["loss"], line["skipped"], line["diverged"]) == (14, "nan", True, True)
+
+
+def test_a_run_whose_weights_are_no_numbers_says_so_in_its_metrics(small_run: RunConfig) -> None:
+    config = changed(small_run, steps=3, warmup_steps=0, log_every=100, eval_every=0, lr=1e300)
+    with pytest.raises(NonFiniteError):
+        train(config)
+    assert read_metrics(run_of(config).metrics)[-1]["diverged"] is True
 
 
 def test_two_bad_steps_and_a_good_one_go_on(small_run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from quillgpt.cli.output import run_console
 from quillgpt.cli.prepare import progress_display
 from quillgpt.cli.settings import Settings
 from quillgpt.config import RunConfig, flatten, updated
-from quillgpt.errors import ConfigError, Interrupted, Stopped, shown
+from quillgpt.errors import ConfigError, Interrupted, NonFiniteError, Stopped, shown
 from quillgpt.run_dir import RunDirectory
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def run_repeats(configs: list[RunConfig]) -> int:
     from quillgpt.train.signals import stopping_at_once
 
     console = run_console()
+    diverged: list[str] = []
     again = "run the same command again to continue"
     with stopping_at_once(f"stopped between two runs; {again}"):
         for place, config in enumerate(configs):
@@ -146,17 +147,25 @@ def run_repeats(configs: list[RunConfig]) -> int:
                 console.print(f"{heading} is finished", style="dim", soft_wrap=True)
                 continue
             console.print(heading, style="bold", soft_wrap=True)
-            outcome = train(config, Terminal(console, progress_display))
+            try:
+                outcome = train(config, Terminal(console, progress_display))
+            except NonFiniteError as error:  # the next seed may stay finite, and that this one did not is a result
+                diverged.append(config.train.out)
+                console.print(str(error), style="bold red", soft_wrap=True)
+                continue
             if outcome.signal and place + 1 < len(configs):
                 kind = Interrupted if outcome.signal == SIGINT else Stopped
                 raise kind(f"stopped after run {place + 1} of {len(configs)}, which is finished; {again}")
     for line in summary(configs):
         console.print(line, soft_wrap=True)
+    if diverged:
+        raise NonFiniteError(f"{len(diverged)} of {len(configs)} runs diverged: {', '.join(diverged)}")
     return 0
 
 
 def summary(configs: list[RunConfig]) -> list[str]:
     """Mean and standard deviation over the runs, and how they are compared with others."""
+    from quillgpt.cli.compare import figure
     from quillgpt.compare.groups import grouped
     from quillgpt.compare.readings import BITS_PER_BYTE, HELD_OUT, at_the_end
     from quillgpt.run_record import read_run
@@ -165,12 +174,9 @@ def summary(configs: list[RunConfig]) -> list[str]:
     lines = []
     for group in groups:
         loss, bits = (at_the_end([group], name).samples[0] for name in (HELD_OUT, BITS_PER_BYTE))
-        spread = f" ± {loss.standard_deviation:.4f}" if loss.n > 1 else ""
-        bits_spread = f" ± {bits.standard_deviation:.4f}" if bits.n > 1 else ""
-        seeds = f"{loss.n} seeds, mean ± standard deviation" if loss.n > 1 else f"seed {group.seeds[0]}"
-        lines.append(
-            f"held out: {loss.mean:.4f}{spread} nats per token, {bits.mean:.4f}{bits_spread} bits per byte ({seeds})"
-        )
+        if loss.n:
+            seeds = f"{loss.n} seeds, mean ± standard deviation" if loss.n > 1 else f"seed {next(iter(loss.by_seed))}"
+            lines.append(f"held out: {figure(loss)} nats per token, {figure(bits)} bits per byte ({seeds})")
     out = Path(configs[0].train.out)
     base = out.name.rpartition("-seed-")[0]
     theirs, others = out.with_name(f"{base}-seed-*"), out.with_name("OTHER-seed-*")

@@ -22,7 +22,7 @@ from quillgpt.compare.readings import (
     planned_steps,
     steps_done,
 )
-from quillgpt.compare.verdict import Contrast, Verdict, verdict_on, verdict_on_one
+from quillgpt.compare.verdict import Contrast, Verdict, no_verdict, verdict_on, verdict_on_one
 from quillgpt.config import Scalar, group_of
 from quillgpt.errors import CheckpointError, ConfigError
 from quillgpt.run_record import RunRecord, read_run
@@ -63,7 +63,7 @@ def compare_runs(runs: Sequence[str | Path]) -> Comparison:
     if len(records) < 2:
         raise ConfigError(f"{len(records)} run named; a comparison needs two or more: quill compare RUN_A RUN_B")
     groups, notes = grouped(records)
-    groups, more_notes = _usable(groups)
+    groups, unusable, more_notes = _usable(groups)
     if not groups:
         done = ", ".join(f"{run.path} (step {steps_done(run):,})" for run in records)
         raise CheckpointError(f"none of these runs has a held-out loss yet: {done}; let one finish, or --eval-every")
@@ -74,37 +74,57 @@ def compare_runs(runs: Sequence[str | Path]) -> Comparison:
     found += [measure for measure in ends if any(sample.n for sample in measure.samples)]
     order = _deciding_order(found, held_out)
     deciding = _adjusted(_contrasts(groups, order, is_first_only=True))
-    verdicts = [verdict_on(contrast) for contrast in deciding]
-    if len(groups) == 1:
-        verdicts = [verdict_on_one(groups[0], order[0])]
     return Comparison(
         groups=groups,
         differing=differing(groups),
         besides=differing_besides(groups),
         measures=found,
         contrasts=_contrasts(groups, order, is_first_only=False),
-        verdicts=verdicts,
+        verdicts=[*_verdicts(groups, order, deciding, is_alone=not unusable), *_no_verdicts(unusable, groups[0])],
         notes=[*notes, *more_notes, *_remarks(groups, found, is_one_text=is_one_text), *_count(deciding)],
     )
 
 
-def _usable(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
-    """The groups without runs that did not come to their end, where others did; without those never evaluated."""
+def _usable(groups: Sequence[Group]) -> tuple[list[Group], list[Group], list[str]]:
+    """The groups without runs that did not come to their end, where others did; groups of which no run is of use."""
     kept: list[Group] = []
+    unusable: list[Group] = []
     notes = []
     for group in groups:
         evaluated = [run for run in group.runs if len(finite_series(run, HELD_OUT, "step")[0])]
         finished = [run for run in evaluated if is_finished(run)]
-        diverged = [run for run in group.runs if has_diverged(run)]
-        runs = finished or [run for run in evaluated if run not in diverged]
+        runs = finished or [run for run in evaluated if not has_diverged(run)]
         left_out = [run for run in group.runs if run not in runs]
         notes += [_why_left_out(run) for run in left_out]
-        if runs:
-            kept.append(Group(name=letters(len(kept)), runs=tuple(runs), left_out=tuple(left_out)))
-            if not finished:
-                steps = ", ".join(f"{steps_done(run):,} of {planned_steps(run):,}" for run in runs)
-                notes.append(f"{kept[-1].name} is not finished (step {steps}): compared as far as it is")
-    return kept, notes
+        if not runs:
+            unusable.append(group)
+            continue
+        kept.append(Group(name=letters(len(kept)), runs=tuple(runs), left_out=tuple(left_out)))
+        if not finished:
+            steps = ", ".join(f"{steps_done(run):,} of {planned_steps(run):,}" for run in runs)
+            notes.append(f"{kept[-1].name} is not finished (step {steps}): compared as far as it is")
+    return kept, unusable, notes
+
+
+def _verdicts(
+    groups: Sequence[Group], order: Sequence[Measure], deciding: Sequence[Contrast], *, is_alone: bool
+) -> list[Verdict]:
+    """The verdict on each group against the first, or on one experiment alone."""
+    apart = "there is no step, token count or second that their evaluations have in common"
+    if len(groups) == 1 and is_alone:
+        return [verdict_on_one(groups[0], order[0]) if order else no_verdict("A", "A", f"Of the runs {apart}")]
+    by_group = {contrast.other.name: verdict_on(contrast) for contrast in deciding}
+    return [by_group.get(other.name) or no_verdict(other.name, "A", apart.capitalize()) for other in groups[1:]]
+
+
+def _no_verdicts(unusable: Sequence[Group], baseline: Group) -> list[Verdict]:
+    """The verdict on groups of which no run is of use: that there is none, and why."""
+    verdicts = []
+    for group in unusable:
+        diverged = sum(has_diverged(run) for run in group.runs)
+        reason = f"{diverged} of its {len(group.runs)} runs diverged, and none" if diverged else "None of its runs"
+        verdicts.append(no_verdict(group.label, baseline.name, f"{reason} has a held-out loss to compare"))
+    return verdicts
 
 
 def _why_left_out(run: RunRecord) -> str:

@@ -55,12 +55,12 @@ def is_finished(run: RunRecord) -> bool:
 
 
 def has_diverged(run: RunRecord) -> bool:
-    """Whether its last line tells of a loss that is no number, or of an update that could not be applied."""
+    """Whether it ended without a finite loss, or its last line has one that is no number."""
     if is_finished(run) or not run.lines:
         return False
     last = run.lines[-1]
     losses = [last.get(TRAINING), last.get(HELD_OUT)]
-    return bool(last.get("skipped")) or any(isinstance(loss, float) and not math.isfinite(loss) for loss in losses)
+    return bool(last.get("diverged")) or any(isinstance(loss, float) and not math.isfinite(loss) for loss in losses)
 
 
 def finite_series(run: RunRecord, name: str, over: str) -> Series:

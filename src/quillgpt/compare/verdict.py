@@ -97,6 +97,12 @@ def verdict_on_one(group: Group, measure: Measure) -> Verdict:
     return Verdict(group=group.name, baseline=group.name, word=word, sentence=sentence, seeds_needed=0, commands=())
 
 
+def no_verdict(group: str, baseline: str, reason: str) -> Verdict:
+    """That there is none, and why."""
+    sentence = f"{group} against {baseline}: {NONE}. {reason}."
+    return Verdict(group=group, baseline=baseline, word=NONE, sentence=sentence, seeds_needed=0, commands=())
+
+
 def unit(measure: Measure) -> str:
     """What the measure's numbers are."""
     return "nats per token" if measure.name in (TRAINING, HELD_OUT) else "bits per byte"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from quillgpt.config import ModelConfig, RunConfig, flatten
+from quillgpt.errors import NonFiniteError
 from quillgpt.evaluate.held_out_loss import HeldOutLoss
 from quillgpt.hardware import peak_flops, peak_memory_bytes
 from quillgpt.model.sizes import flops_per_token
@@ -42,6 +43,7 @@ class Metrics:
         self._say = say
         self._lost_line = False
         self._position = position
+        self._last: Line = {}
         self._last_seconds, self._last_tokens = position.elapsed_seconds, position.tokens
         self._tracker = NoTracker()
         if is_first:
@@ -60,6 +62,9 @@ class Metrics:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        """Let go of the tracker; a run that ends without a finite loss leaves a last line that says so."""
+        if isinstance(error, NonFiniteError) and self._is_first and self._last:
+            append_metrics(self._path, {**self._last, "diverged": True})
         self._tracker.finish()
 
     def line(
@@ -80,6 +85,7 @@ class Metrics:
             "memory_bytes": peak_memory_bytes(self._device),
             "elapsed_seconds": position.elapsed_seconds,
         }
+        self._last = line
         if not applied:
             line["skipped"] = True
         if held_out is not None:
