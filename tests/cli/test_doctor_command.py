@@ -138,3 +138,21 @@ def test_what_is_not_there_is_told_in_one_line(workplace: Path, words: list[str]
     a_run("fine", LEVEL)
     with pytest.raises((CheckpointError, DataError), match=r"nothing"):
         command_line.run(["doctor", *words])
+
+
+def test_the_most_certain_come_first_and_of_equal_certainty_the_menus_first(
+    doctor: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run("ill", LEVEL)
+    path = Path("runs/ill/metrics.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[4]["skipped"] = True
+    for place in (14, 16):
+        lines[place]["loss"] += 2.0
+    for place, loss in ((9, 2.5), (19, 3.5)):
+        lines[place] |= {"held_out_loss": loss, "held_out_standard_error": 0.01}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(CheckError):
+        doctor("runs/ill", "--json", "True")
+    found = [(finding["cause"], finding["certainty"]) for finding in json.loads(capsys.readouterr().out)["findings"]]
+    assert found == [("steps skipped", "very likely"), ("over-fitting", "very likely"), ("loss spikes", "likely")]
