@@ -127,7 +127,7 @@ def planned(recipe: str, options: argparse.Namespace, results: Path) -> Row:
     data = open_data(config, None, Ranks(), Quiet())
     plan: Row = {
         "settings": defining_settings(config),
-        "optim": {name: value for name, value in flatten(config).items() if group_of()[name] == "optim"},
+        "optim": optim_settings(config),
         "fingerprint": data.train.fingerprint,
         "data": f"source {config.data.source}, tokenizer {data.tokenizer.name}, Python {platform.python_version()}",
         "log_every": config.train.log_every,
@@ -137,12 +137,25 @@ def planned(recipe: str, options: argparse.Namespace, results: Path) -> Row:
     asked = {"steps": options.steps, "schedule_steps": options.schedule_steps}
     given = {name: steps for name, steps in asked.items() if steps}
     for row in reversed(read_metrics(results)):
-        if row["plan"] == row["plan"] | plan | given:
-            return row["plan"]
+        earlier = in_todays_settings(row["plan"])
+        if earlier == earlier | plan | given:
+            return earlier
     plan["schedule_steps"] = options.schedule_steps or steps_of_schedule(recipe)
     plan["steps"] = options.steps or min(plan["schedule_steps"], steps_in(options.seconds, recipe))
     plan["steps"] -= plan["steps"] % config.train.log_every
     return plan
+
+
+def optim_settings(config: RunConfig) -> Row:
+    """The optimizer's settings."""
+    return {name: value for name, value in flatten(config).items() if group_of()[name] == "optim"}
+
+
+def in_todays_settings(plan: Row) -> Row:
+    """A plan with the settings that are younger than it, at their defaults."""
+    usual = RunConfig()
+    settings = {"settings": defining_settings(usual) | plan["settings"], "optim": optim_settings(usual) | plan["optim"]}
+    return plan | settings
 
 
 def settings_of_a_run(recipe: str, *, seed: int, out: str) -> RunConfig:
@@ -219,7 +232,9 @@ def commit() -> str:
 
 def rows(results: Path, plan: Row) -> list[Row]:
     """The finished runs of a plan, in the order of their seeds."""
-    return sorted((row for row in read_metrics(results) if row["plan"] == plan), key=lambda row: row["seed"])
+    return sorted(
+        (row for row in read_metrics(results) if in_todays_settings(row["plan"]) == plan), key=lambda row: row["seed"]
+    )
 
 
 def append(results: Path, row: Row) -> None:

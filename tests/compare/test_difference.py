@@ -16,7 +16,7 @@ from quillgpt.compare.difference import (
     seeds_needed,
     welch,
 )
-from quillgpt.compare.student_t import two_sided_quantile
+from quillgpt.student_t import two_sided_quantile
 
 SIMULATED = 1000
 

@@ -27,7 +27,6 @@ from quillgpt.evaluate.bands.making import (
     smoothed,
     window_lines,
 )
-from quillgpt.evaluate.bands.student_t import two_sided_probability, two_sided_quantile
 from quillgpt.recipes import load_recipe, recipe_names
 
 ROOT = Path(__file__).parents[2]
@@ -81,14 +80,6 @@ def lines_of(losses: np.ndarray, band: Band, every: int = LOG_EVERY) -> list[dic
         {"step": step, "tokens": 1024 * step, "mean_loss": float(loss), "lr": lr * band.multiplier(step)}
         for step, loss in zip(range(every, every * len(losses) + 1, every), losses, strict=True)
     ]
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 8, 15, 31, 80])
-@pytest.mark.parametrize("probability", [0.0, 0.5, 0.95, 0.999])
-def test_quantiles_of_t_equal_scipys(degrees: int, probability: float) -> None:
-    expected = float(stats.t.ppf((1 + probability) / 2, degrees))
-    assert two_sided_quantile(probability, degrees) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    assert two_sided_probability(expected, degrees) == pytest.approx(probability, abs=1e-12)
 
 
 def white(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
@@ -255,6 +246,13 @@ def test_other_settings_have_no_band_and_are_named(band: Band, name: str, value:
     assert f"{name} {value}, not {band.settings[name]}" in reason
 
 
+def test_a_setting_younger_than_the_band_has_its_default_there(band: Band) -> None:
+    older = dataclasses.replace(band, settings={k: v for k, v in band.settings.items() if k not in ("mlp", "qk_norm")})
+    assert find_band(CONFIG, band.fingerprint, [older]) is older
+    reason = find_band(updated(CONFIG, {"mlp": "relu2"}, where="test"), band.fingerprint, [older])
+    assert "mlp relu2, not gelu" in str(reason)
+
+
 def test_another_batch_other_data_and_another_recipe_have_no_band(band: Band) -> None:
     config = updated(CONFIG, {"batch_size": 4}, where="test")
     assert "tokens_per_step 256, not 1024" in str(find_band(config, band.fingerprint, [band]))
@@ -297,9 +295,11 @@ def test_every_recipe_that_runs_in_minutes_ships_a_band_of_its_settings_now(reci
     remedy = f"python benchmarks/reference_bands.py {recipe} makes it"
     assert recipe in SHIPPED, f"no band; {remedy}"
     band, config = SHIPPED[recipe], load_recipe(recipe)
-    assert band.settings == defining_settings(config), f"{recipe} has changed since its band; {remedy}"
-    optim = {name: value for name, value in flatten(config).items() if group_of()[name] == "optim"}
-    assert band.optim == optim, f"{recipe} has changed since its band; {remedy}"
+    assert defining_settings(RunConfig()) | band.settings == defining_settings(config), (
+        f"{recipe} has changed since its band; {remedy}"
+    )
+    usual, optim = (benchmark().optim_settings(one) for one in (RunConfig(), config))
+    assert usual | band.optim == optim, f"{recipe} has changed since its band; {remedy}"
     assert band.log_every == config.train.log_every, remedy
     assert config.train.minutes or band.schedule_steps == config.train.steps, remedy
     assert len(band.seeds) >= 8

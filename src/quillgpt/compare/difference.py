@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quillgpt.compare.student_t import two_sided_p, two_sided_quantile
+from quillgpt.student_t import two_sided_p, two_sided_quantile
 
 CONFIDENCE = 0.95
 FEWEST_PAIRS = 3

@@ -50,13 +50,13 @@ def find_band(config: RunConfig, data_fingerprint: str, bands: Sequence[Band] | 
 def nearest_band(config: RunConfig, bands: Sequence[Band] | None = None) -> tuple[Band | None, list[str]]:
     """The band whose settings differ least from the run's, and what differs, as "n_layer 6, not 3"."""
     candidates = shipped_bands() if bands is None else bands
-    ours = defining_settings(config)
+    ours, usual = defining_settings(config), defining_settings(RunConfig())
     found: list[tuple[int, Band, list[str]]] = []
     for band in candidates:
         differing = [
-            f"{name} {ours.get(name)}, not {theirs}"
-            for name, theirs in band.settings.items()
-            if ours.get(name) != theirs
+            f"{name} {value}, not {theirs}"
+            for name, value in ours.items()
+            if value != (theirs := band.settings.get(name, usual[name]))  # a setting younger than the band
         ]
         found.append((len(differing), band, differing))
     if not found:

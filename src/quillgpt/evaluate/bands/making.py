@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from quillgpt.evaluate.bands.band import Band
-from quillgpt.evaluate.bands.student_t import two_sided_quantile
+from quillgpt.student_t import two_sided_quantile
 
 LEVEL = 0.999
 MOST_POINTS = 40

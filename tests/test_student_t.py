@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from quillgpt.compare.student_t import two_sided_p, two_sided_quantile
+from quillgpt.student_t import two_sided_p, two_sided_quantile
 
 DEGREES = [1.0, 1.3, 1.9, 2.0, 2.7, 3.0, 4.6, 8.0, 15.5, 29.9, 30.1, 77.0, 162.0, 1000.0, 1e5]
 
