@@ -91,7 +91,7 @@ def print_comparison(console: "Console", comparison: "Comparison") -> None:
         console.print()
     console.print(Text(HOW_READ, style="dim"))
     for note in comparison.notes:
-        console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
+        console.print(Text(f"note: {note}", style="yellow"))
     console.print()
     for verdict in comparison.verdicts:
         style = {"better": "bold green", "worse": "bold red"}.get(verdict.word, "bold")
