@@ -17,7 +17,16 @@ from quillgpt.run_record import RunRecord
 SEED = "seed"
 NOT_THE_EXPERIMENT = {
     *("out", "fresh", "track", "track_project", "track_name"),  # where the records go
-    *("log_every", "eval_every", "sample_every", "save_every", "keep_last", "eval_only"),  # how often it is looked at
+    *(
+        "log_every",
+        "eval_every",
+        "sample_every",
+        "save_every",
+        "keep_last",
+        "eval_only",
+        "eval_tasks",
+        "task_data",
+    ),  # how often it is looked at
     *("device", "threads", "compile_backend", "dist_backend", "dist_timeout_seconds"),  # the machine
 }
 """settings that leave the experiment what it is, and the seed's own effect beside them"""

@@ -18,6 +18,7 @@ from quillgpt.config import RunConfig
 from quillgpt.data.loader import BatchLoader, BatchSchedule
 from quillgpt.distributed import Ranks, first_goes_first, from_first
 from quillgpt.errors import CheckpointError
+from quillgpt.evaluate.results import code_fingerprint
 from quillgpt.hardware import cpu_name
 from quillgpt.model.gpt import GPT
 from quillgpt.model.sizes import parameter_count
@@ -176,6 +177,7 @@ def _write_records(
         {
             "command": sys.argv,
             "commit": _commit(),
+            "code": code_fingerprint(),
             "quillgpt": version("quillgpt"),
             "python": platform.python_version(),
             "torch": torch.__version__,
