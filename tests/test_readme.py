@@ -1,6 +1,6 @@
 """The README's commands work as they stand: every line of its shell blocks is run, in order, in an empty folder.
 
-Training lines get a handful of steps instead of minutes; a block marked `needs=` (network, GPU) is run with --dry-run.
+Training gets a handful of steps instead of minutes and evaluation a few tokens; a block marked `needs=` (network, GPU) is run with --dry-run.
 """
 
 import re
@@ -14,7 +14,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHORT = ["--minutes", "0", "--steps", "2", "--eval-tokens", "2000", "--threads", "1"]
+SHORT = {
+    "train": ["--minutes", "0", "--steps", "2", "--eval-tokens", "2000", "--threads", "1"],
+    "eval": ["--eval-tokens", "2000"],
+}
 ENVIRONMENT = {"make", "python3", ".venv/bin/python", ".venv/bin/quill", "OMP_NUM_THREADS=1"}
 
 
@@ -41,7 +44,7 @@ def runnable(command: str, needs: str) -> list[str] | None:
         return quill
     if needs or "--dry-run" in words:
         return [*quill, "--dry-run"] if "--dry-run" not in words else quill
-    return quill + (SHORT if words[1] == "train" else [])
+    return quill + SHORT.get(words[1], [])
 
 
 @pytest.fixture(scope="module")

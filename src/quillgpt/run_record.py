@@ -16,6 +16,13 @@ from quillgpt.errors import CheckpointError, nearest
 from quillgpt.recipes import read_toml
 from quillgpt.run_dir import RUNS, RunDirectory, read_metrics
 
+OF_THE_RECORDS = {
+    *("out", "fresh", "track", "track_project", "track_name"),  # where they go
+    *("log_every", "eval_every", "sample_every", "save_every", "keep_last"),  # how often something is kept
+    *("eval_only", "eval_tasks", "task_data"),  # what is evaluated
+}
+"""settings that say what is kept of a run and how often it is looked at, and leave the training what it is"""
+
 NOT_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 """how `append_metrics` writes numbers that JSON does not have"""
 

@@ -12,24 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from quillgpt.config import Scalar, group_of
-from quillgpt.run_record import RunRecord
+from quillgpt.run_record import OF_THE_RECORDS, RunRecord
 
 SEED = "seed"
-NOT_THE_EXPERIMENT = {
-    *("out", "fresh", "track", "track_project", "track_name"),  # where the records go
-    *(
-        "log_every",
-        "eval_every",
-        "sample_every",
-        "save_every",
-        "keep_last",
-        "eval_only",
-        "eval_tasks",
-        "task_data",
-    ),  # how often it is looked at
-    *("device", "threads", "compile_backend", "dist_backend", "dist_timeout_seconds"),  # the machine
-}
-"""settings that leave the experiment what it is, and the seed's own effect beside them"""
+NOT_THE_EXPERIMENT = OF_THE_RECORDS | {"device", "threads", "compile_backend", "dist_backend", "dist_timeout_seconds"}
+"""settings that leave the experiment what it is: what is kept of a run, and the machine"""
 
 BESIDES = {
     "device": ("choices", "device"),

@@ -25,12 +25,7 @@ from quillgpt.report.tables import (
     settings_table,
 )
 from quillgpt.report.wording import listed, small_count
-
-UNTOLD = {
-    *("log_every", "eval_every", "sample_every", "save_every", "keep_last", "fresh"),
-    *("track", "track_project", "track_name"),
-}
-"""settings that say what is kept of a run; where they differ the table tells, and not the sentence"""
+from quillgpt.run_record import OF_THE_RECORDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +87,7 @@ def contents_of(subjects: Sequence[Subject]) -> Contents:
     figures, score_figures, statistics = with_own_keys(figures, score_plots(told), statistics_plots(told))
     labels = [subject.label for subject in subjects]
     different = differences(subjects)
-    differing = [row[0] for row in different.rows if row[0] not in UNTOLD]
+    differing = [row[0] for row in different.rows if row[0] not in OF_THE_RECORDS]  # the table has these too
     several = f"{small_count(len(labels), 'runs').capitalize()} side by side"
     return Contents(
         title=labels[0] if len(labels) == 1 else several,
