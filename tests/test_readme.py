@@ -1,6 +1,7 @@
 """The README's commands work as they stand: every line of its shell blocks is run, in order, in an empty folder.
 
-Training gets a handful of steps instead of minutes and evaluation a few tokens; a block marked `needs=` (network, GPU) is run with --dry-run.
+Training gets a handful of steps instead of minutes and evaluation a few tokens; a block marked `needs=` (network, GPU)
+is run with --dry-run.
 """
 
 import re

@@ -101,6 +101,7 @@ class Terminal:
         self._losses: list[float] = []
         self._held_out: Mapping[str, Any] = {}
         self._best: float = math.inf
+        self._band_told = ""  # on the last plain line, so that it is not said on every one
         self._first_step = self._last_step = 0
 
     def say(self, text: str) -> None:
@@ -154,7 +155,8 @@ class Terminal:
         if "held_out_loss" in line:
             text += f"  held out {line['held_out_loss']:.4f} ({line['held_out_bits_per_byte']:.3f} bits/byte)"
             text += "".join(f"  {task} {score}" for task, score in scores_told(line))
-        return f"{text}  {line['band']}" if line.get("band") else text
+        band, self._band_told = self._band_told, line.get("band", "")
+        return text if self._band_told in ("", band) else f"{text}  {self._band_told}"
 
     def _view(self, line: Mapping[str, Any]) -> RenderableType:
         recent = self._losses[-20:]
