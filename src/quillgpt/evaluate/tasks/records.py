@@ -115,7 +115,7 @@ class DataFiles:
                     yield name, cast(BinaryIO, file)
             else:
                 if not plain.exists():
-                    remedy = f"leave out --data-dir to have it fetched, or put it there from {self.url}"
+                    remedy = f"name no directory to have it fetched, or put it there from {self.url}"
                     raise DataError(f"{plain}: there is no such file; {remedy}")
                 require_regular(plain)
                 with plain.open("rb") as file:
