@@ -232,9 +232,9 @@ def commit() -> str:
 
 def rows(results: Path, plan: Row) -> list[Row]:
     """The finished runs of a plan, in the order of their seeds."""
-    return sorted(
-        (row for row in read_metrics(results) if in_todays_settings(row["plan"]) == plan), key=lambda row: row["seed"]
-    )
+    wanted = in_todays_settings(plan)
+    found = [row for row in read_metrics(results) if in_todays_settings(row["plan"]) == wanted]
+    return sorted(found, key=lambda row: row["seed"])
 
 
 def append(results: Path, row: Row) -> None:
