@@ -102,7 +102,13 @@ def expected_training() -> tuple[list[float], list[float], dict[str, Tensor]]:
         losses.append(total.item() / targets.numel())
         lr = learning_rate(step, STEPS, settings)
         norm, applied = apply_update(
-            wrapped, optimizer, guard, loss=losses[-1], lr=lr, gradient_clip=settings.gradient_clip
+            wrapped,
+            optimizer,
+            guard,
+            loss=losses[-1],
+            lr=lr,
+            momentum=0.0,
+            gradient_clip=settings.gradient_clip,
         )
         assert applied
         norms.append(norm)

@@ -8,7 +8,7 @@ from torch import nn
 
 from quillgpt.config import OptimConfig
 from quillgpt.errors import CheckpointError, ConfigError
-from quillgpt.optim import OPTIMIZERS, build_optimizer, load_state_tensors, set_learning_rate, state_tensors
+from quillgpt.optim import OPTIMIZERS, build_optimizer, load_state_tensors, set_rates, state_tensors
 from quillgpt.optim.schedules import SCHEDULES, learning_rate
 
 
@@ -90,7 +90,7 @@ def test_an_unknown_optimizer_names_the_nearest() -> None:
 def test_setting_the_rate_reaches_every_group() -> None:
     model = Small()
     optimizer = build_optimizer(model, OptimConfig())
-    set_learning_rate(optimizer, 0.125)
+    set_rates(optimizer, lr=0.125, momentum=0.9)
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
 
 

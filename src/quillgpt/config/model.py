@@ -41,6 +41,16 @@ class ModelConfig:
     """biases in linear layers and norms, as GPT-2 has them"""
     tied_head: bool = True
     """the output head shares the token embedding's weight"""
+    embedding_norm: bool = False
+    """normalise the embedded tokens before the first block"""
+    residual: str = "plain"
+    """what a block is given: plain (the stream) or mixed (learned shares of the stream and of the embedded tokens)"""
+    value_embeddings: bool = False
+    """every second block adds a learned vector of the token, gated, to its values"""
+    logit_softcap: float = 0.0
+    """if above 0: bend logits smoothly to at most this size"""
+    initialization: str = "gpt2"
+    """first weights: gpt2, or zero-output (what a block adds begins at 0)"""
     dropout: float = 0.0
     """probability of dropping an activation while training"""
 
@@ -52,6 +62,7 @@ class ModelConfig:
         fits = self.position != "rotary" or self.n_embd // self.n_head % 2 == 0
         check(self, "n_head", fits, f"n_embd / n_head even for rotary positions (n_embd = {self.n_embd})")
         check(self, "pointwise_length_power", 0.0 <= self.pointwise_length_power <= 2.0, "0 to 2")
+        check(self, "logit_softcap", 0.0 <= self.logit_softcap <= 1e4, "0 to 10,000")
         check(self, "dropout", 0.0 <= self.dropout < 1.0, "at least 0 and below 1")
 
 

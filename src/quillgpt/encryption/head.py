@@ -90,7 +90,7 @@ def read_head(model: GPT, tokens: Tensor, layer: int, head: int) -> Head:
     kernel = polynomial_kernel(model.config, positions)
     block = model.get_submodule(f"blocks.{layer}.attention")
     assert isinstance(block, SelfAttention)
-    stream, rotation, _ = module_inputs(model, [block], tokens)[0]
+    stream, rotation, *_ = module_inputs(model, [block], tokens)[0]
     attention = copy.deepcopy(block).double()
     if rotation is not None:
         rotation = (rotation[0].double(), rotation[1].double())

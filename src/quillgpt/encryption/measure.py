@@ -1,6 +1,6 @@
 """What goes into the functions of a model that are no polynomials, measured on one text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class Activations:
     """as attention compares them"""
     mlp: dict[str, Tensor]
     """what the layers `expand` and `gate` of the feed-forward network give, (T, their width)"""
+    value_gate: Tensor | None = None
+    """what the gate of a value embedding is given, (T, H); None in a layer without"""
 
 
 @torch.no_grad()
@@ -37,12 +39,19 @@ def measured(model: GPT, tokens: Tensor) -> tuple[list[Activations], Tensor]:
     *inputs, last = module_inputs(model, [*parts, model.final_norm], tokens)
     if not torch.isfinite(last[0]).all():
         raise NonFiniteError("the model's activations are not finite numbers; its weights may be damaged")
-    layers = [_layer(block, *inputs[4 * i : 4 * i + 4]) for i, block in enumerate(blocks)]
+    gates = [None if model.value_embeddings is None else _gate(model, i, inputs[4 * i][0]) for i in range(len(blocks))]
+    layers = [replace(_layer(block, *inputs[4 * i : 4 * i + 4]), value_gate=gates[i]) for i, block in enumerate(blocks)]
     return layers, last[0][0].double()
 
 
+def _gate(model: GPT, layer: int, stream: Tensor) -> Tensor | None:
+    assert model.value_embeddings is not None
+    logits = model.value_embeddings.gate_logits(stream, layer)
+    return None if logits is None else logits[0].double()
+
+
 def _layer(block: Block, norm_1: tuple, attention: tuple, norm_2: tuple, mlp: tuple) -> Activations:
-    stream, rotation, _ = attention
+    stream, rotation, *_ = attention
     query, key, _ = block.attention.queries_keys_values(stream, rotation)
     wide = {name: layer(mlp[0])[0].double() for name, layer in block.mlp.named_children() if name in ("expand", "gate")}
     return Activations(

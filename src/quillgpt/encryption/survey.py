@@ -21,6 +21,7 @@ from quillgpt.encryption.verdicts import (
     Verdict,
     activated,
     attended,
+    gated,
     mean_square,
     normalised,
 )
@@ -85,7 +86,14 @@ def survey(model: GPT, tokens: Tensor) -> Survey:
     return Survey(
         layers=tuple(_layer(config, activations) for activations in layers),
         end=(_norm(config, last), _linear("output head")),
-        client=("the table of token embeddings", *([] if is_rotated else ["positions"]), "choosing the next token"),
+        client=(
+            "the table of token embeddings",
+            *([] if is_rotated else ["positions"]),
+            *(["the norm of the embedded tokens"] if config.embedding_norm else []),
+            *(["the tables of value embeddings"] if config.value_embeddings else []),
+            *(["bending the logits"] if config.logit_softcap else []),
+            "choosing the next token",
+        ),
         levels=levels_without_bootstrapping(),
     )
 
@@ -95,6 +103,7 @@ def _layer(config: ModelConfig, activations: Activations) -> tuple[Part, ...]:
         _norm(config, activations.norm_1),
         _linear("queries, keys, values"),
         *_before_pairs(config, activations),
+        *_before_values(config, activations),
         _part(f"attention: {config.attention}", attended(config, activations.pair)),
         _linear("attention's projection"),
         _norm(config, activations.norm_2),
@@ -102,6 +111,16 @@ def _layer(config: ModelConfig, activations: Activations) -> tuple[Part, ...]:
         _part(f"activation: {config.mlp}", activated(config.mlp, activations.mlp)),
         _linear("feed-forward, second matrix"),
     )
+
+
+def _before_values(config: ModelConfig, activations: Activations) -> list[Part]:
+    """The gate of a value embedding; it costs only the levels that queries and keys do not take meanwhile."""
+    if activations.value_gate is None:
+        return []
+    verdict = gated(activations.value_gate)
+    meanwhile = 1 + sum(part.depth for part in _before_pairs(config, activations))
+    deeper = max(0, verdict.depth - meanwhile)
+    return [Part(name="value embedding's gate", depth=deeper, approximations=verdict.approximations)]
 
 
 def _norm(config: ModelConfig, stream: Tensor) -> Part:

@@ -104,6 +104,15 @@ def activated(mlp: str, inputs: Mapping[str, Tensor]) -> Verdict:
     return Verdict(depth=found.depth + activation.products, approximations=(found,))
 
 
+def gated(inputs: Tensor) -> Verdict:
+    """The gate of a value embedding, by what its matrix gives: that matrix, a sigmoid, and the product with the vector.
+
+    It is computed while queries and keys are, and only the values wait for it.
+    """
+    found = _approximated("sigmoid", torch.sigmoid, inputs, _absolute(torch.sigmoid, inputs))
+    return Verdict(depth=1 + found.depth + 1, approximations=(found,))
+
+
 ROTATES: Mapping[str, bool] = {"learned": False, "rotary": True}
 """Whether positions turn queries and keys: linear, folded into their matrix unless qk_norm stands between."""
 

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from quillgpt.config import ModelConfig
 from quillgpt.errors import shown
-from quillgpt.model.gpt import GPT, INIT_STD
+from quillgpt.model.gpt import GPT
+from quillgpt.model.initialization import INIT_STD
 from quillgpt.model.norm import EPSILON
 from quillgpt.pretrained.gpt2_names import to_hugging_face
 
 SIZES = {"n_layer", "n_head", "n_embd", "context_length", "vocab_size"}
-FREE = SIZES | {"bias", "tied_head", "dropout", "pointwise_length_power"}
-"""settings that may be anything: a missing bias is a bias of zeros, and the last two change nothing here"""
+FREE = SIZES | {"bias", "tied_head", "dropout", "pointwise_length_power", "initialization"}
+"""settings that may be anything: a missing bias is a bias of zeros, and the last three change nothing here"""
 
 ACTIVATIONS = {"gelu": "gelu_new", "gelu-exact": "gelu"}
 """our mlp -> their activation_function; the second is nanoGPT's, which transformers knows and llama.cpp does not"""

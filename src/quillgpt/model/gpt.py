@@ -4,22 +4,22 @@ With the default settings it is GPT-2 exactly [Radford 2019]; each variant is on
 Shapes: B batch, T new tokens, S all tokens (with those in the cache), C channels, H heads, D head size, V vocabulary.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quillgpt.config import ModelConfig
 from quillgpt.errors import pick
+from quillgpt.model.initialization import INITIALIZATIONS, initialize
 from quillgpt.model.kv_cache import KVCache
 from quillgpt.model.mlp import MLPS
 from quillgpt.model.norm import NORMS
 from quillgpt.model.positions import POSITIONS
+from quillgpt.model.residual import RESIDUALS
 from quillgpt.model.rotary import Rotation
 from quillgpt.model.self_attention import SelfAttention
+from quillgpt.model.value_embeddings import ValueEmbeddings
 
-INIT_STD = 0.02
 VOCAB_MULTIPLE = 64  # matrix kernels are faster on round shapes: 50,257 tokens get 50,304 rows
 
 
@@ -35,9 +35,11 @@ class Block(nn.Module):
         self.mlp = pick(MLPS, config.mlp, "mlp")(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Rotation | None, cache: KVCache | None, extra_value: Tensor | None = None
+    ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.dropout(self.attention(self.norm_1(x), rotation, cache))
+        x = x + self.dropout(self.attention(self.norm_1(x), rotation, cache, extra_value))
         return x + self.dropout(self.mlp(self.norm_2(x)))
 
 
@@ -65,7 +67,10 @@ class GPT(nn.Module):
             # torch's own normal draw for an Embedding, even on "meta", would import its compiler: 2 to 3 s and 77 MB
             self.token_embedding = nn.Embedding.from_pretrained(torch.empty(rows, config.n_embd), freeze=False)
             self.position_embedding = pick(POSITIONS, config.position, "position")(config)
+            self.embedding_norm = pick(NORMS, config.norm, "norm")(config) if config.embedding_norm else None
             self.dropout = nn.Dropout(config.dropout)
+            self.residual = pick(RESIDUALS, config.residual, "residual")(config)
+            self.value_embeddings = ValueEmbeddings(config, rows) if config.value_embeddings else None
             self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
             self.final_norm = pick(NORMS, config.norm, "norm")(config)
             self.head = None if config.tied_head else nn.Linear(config.n_embd, rows, bias=False)
@@ -82,9 +87,13 @@ class GPT(nn.Module):
         start = 0 if cache is None else cache.length
         self._check_length(start, tokens.shape[1])
         x, rotation = self.position_embedding(self.token_embedding(tokens), start)  # (B, T, C)
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x, rotation, cache)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        x = first = self.dropout(x)
+        for layer, block in enumerate(self.blocks):
+            x = self.residual(x, first, layer)
+            extra_value = None if self.value_embeddings is None else self.value_embeddings(tokens, x, layer)
+            x = block(x, rotation, cache, extra_value)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.final_norm(x)
@@ -92,7 +101,9 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, V): one score for each real token; the only place where the padding is cut off."""
         weight = self.token_embedding.weight if self.head is None else self.head.weight
-        return F.linear(hidden, weight)[..., : self.config.vocab_size]
+        logits = F.linear(hidden, weight)[..., : self.config.vocab_size]
+        cap = self.config.logit_softcap
+        return cap * torch.tanh(logits.float() / cap) if cap else logits
 
     def take_memory(self, device: torch.device | str) -> None:
         """Give a model made on the "meta" device memory on another one; it holds no values yet.
@@ -101,21 +112,9 @@ class GPT(nn.Module):
         """
         self._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
 
-    @torch.no_grad()
     def initialize(self) -> None:
-        """Draw every weight anew: N(0, 0.02), and biases 0, norms 1, rows of the padding 0.
-
-        The projections that write into the residual stream are smaller by sqrt(2 n_layer), so that the stream does not
-        grow with depth [Radford 2019, 2.3]. The draws do not depend on the padding.
-        """
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-                continue
-            is_residual = name.endswith(("attention.projection.weight", "mlp.project.weight"))
-            is_padded = name in ("token_embedding.weight", "head.weight")
-            rows = parameter.zero_()[: self.config.vocab_size] if is_padded else parameter
-            rows.normal_(std=INIT_STD / math.sqrt(2 * self.config.n_layer) if is_residual else INIT_STD)
+        """Draw every weight anew, as the setting `initialization` says."""
+        initialize(self, self.config, pick(INITIALIZATIONS, self.config.initialization, "initialization"))
 
     def _check_length(self, held: int, new: int) -> None:
         if new < 1:

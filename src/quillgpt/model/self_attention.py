@@ -23,9 +23,16 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.projection = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, cache: KVCache | None) -> Tensor:
-        """x: (B, T, C), the last T positions; those before them are in the cache. Returns (B, T, C)."""
+    def forward(
+        self, x: Tensor, rotation: Rotation | None, cache: KVCache | None, extra_value: Tensor | None = None
+    ) -> Tensor:
+        """x: (B, T, C), the last T positions; those before them are in the cache. Returns (B, T, C).
+
+        `extra_value` (B, T, C) is added to the values, head by head.
+        """
         query, key, value = self.queries_keys_values(x, rotation)
+        if extra_value is not None:
+            value = value + self._heads(extra_value.to(value.dtype))
         if cache is not None:
             key, value = cache.append(self.layer, key, value)  # each (B, H, S, D)
         mixed = self.attend(query, key, value, dropout=self.dropout if self.training else 0.0)

@@ -32,22 +32,24 @@ def parameter_count(config: ModelConfig) -> int:
     with torch.device("meta"):  # shapes without memory, so that any size can be asked for
         model = GPT(config)
     padding = (padded_vocab_size(config.vocab_size) - config.vocab_size) * config.n_embd
-    tables = 1 if config.tied_head else 2
+    tables = (1 if config.tied_head else 2) + ((config.n_layer + 1) // 2 if config.value_embeddings else 0)
     return sum(parameter.numel() for parameter in model.parameters()) - tables * padding
 
 
 def flops_per_token(config: ModelConfig, lora_rank: int = 0) -> int:
     """Floating-point operations to train on one token: 6 N + 12 L C T [Chowdhery 2022, Appendix B].
 
-    N is every parameter but the tables that are only looked up: learned positions, and the token embedding where the
-    head has its own weight. A weight costs a multiplication and an addition forward and twice that backward: 6. Scores
-    and mixing cost as much for each of the T = context_length positions and C channels of L layers: 12. Attention is
+    N is every parameter but the tables that are only looked up: learned positions, value embeddings, and the token
+    embedding where the head has its own weight. A weight costs a multiplication and an addition forward and twice that
+    backward: 6. Scores and mixing cost as much for each of the T = context_length positions and C channels of L layers:
+    12. Attention is
     counted in full although causality needs half of it, as others do, so that utilisations can be compared.
 
     With LoRA a frozen weight costs no gradient of its own, so 4, and a number of the adapters 6.
     """
     positions = config.context_length * config.n_embd if config.position == "learned" else 0
-    lookups = positions if config.tied_head else positions + config.vocab_size * config.n_embd
+    tables = (not config.tied_head) + ((config.n_layer + 1) // 2 if config.value_embeddings else 0)
+    lookups = positions + tables * config.vocab_size * config.n_embd
     attention = 12 * config.n_layer * config.n_embd * config.context_length
     weights = parameter_count(config) - lookups
     if lora_rank:

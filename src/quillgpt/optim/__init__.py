@@ -11,11 +11,14 @@ from torch import nn
 
 from quillgpt.config import OptimConfig
 from quillgpt.errors import CheckpointError, pick
-from quillgpt.optim import adamw
+from quillgpt.optim import adamw, muon
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 
-OPTIMIZERS: dict[str, Callable[[NamedParameters, OptimConfig], torch.optim.Optimizer]] = {"adamw": adamw.build}
+OPTIMIZERS: dict[str, Callable[[NamedParameters, OptimConfig], torch.optim.Optimizer]] = {
+    "adamw": adamw.build,
+    "muon": muon.build,
+}
 
 
 def build_optimizer(model: nn.Module, settings: OptimConfig) -> torch.optim.Optimizer:
@@ -50,10 +53,12 @@ def load_state_tensors(
         optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use this learning rate for the next step, in every group."""
+def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, momentum: float) -> None:
+    """Use these for the next step; a group with an `lr_ratio` gets that many times the rate."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_ratio", 1.0)
+        if "momentum" in group:
+            group["momentum"] = momentum
 
 
-__all__ = ["OPTIMIZERS", "build_optimizer", "load_state_tensors", "set_learning_rate", "state_tensors"]
+__all__ = ["OPTIMIZERS", "build_optimizer", "load_state_tensors", "set_rates", "state_tensors"]

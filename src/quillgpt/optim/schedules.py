@@ -35,6 +35,15 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 }
 
 
+FIRST_MOMENTUM = 0.85
+
+
+def momentum(step: int, settings: OptimConfig) -> float:
+    """Muon's momentum at a step: a straight line from 0.85 over the warm-up steps, then as set [Jordan 2024]."""
+    share = min(1.0, step / settings.momentum_warmup_steps) if settings.momentum_warmup_steps else 1.0
+    return settings.momentum + (1.0 - share) * (min(FIRST_MOMENTUM, settings.momentum) - settings.momentum)
+
+
 def learning_rate(step: int, steps: int, settings: OptimConfig) -> float:
     """The rate of the step that is the step-th from 0, of `steps`.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from quillgpt.config import ModelConfig
 from quillgpt.errors import CheckpointError
 from quillgpt.model.gpt import GPT
+from quillgpt.model.initialization import PADDED
 from quillgpt.pretrained.tensor_files import StoredTensors
 from quillgpt.tokenizer import Tokenizer
 from quillgpt.tokenizer.later import LaterTokenizer
@@ -121,7 +122,7 @@ _TABLES = {"token_embedding.weight", "head.weight", "position_embedding.weight"}
 
 def _filled_rows(name: str, parameter: Tensor, config: ModelConfig) -> Tensor:
     """The rows of a weight that come from the file; those beyond the vocabulary are zeros."""
-    return parameter[: config.vocab_size] if name in ("token_embedding.weight", "head.weight") else parameter
+    return parameter[: config.vocab_size] if name.startswith(PADDED) else parameter
 
 
 def check_shape(shape: ModelConfig, source: Source) -> None:

@@ -57,7 +57,7 @@ class KernelMonitor:
         layers: list[dict[str, Tensor]] = []
 
         def measure(module: SelfAttention, arguments: tuple[Tensor, Rotation | None, KVCache | None]) -> None:
-            x, rotation, _ = arguments
+            x, rotation, *_ = arguments
             query, key, _ = module.queries_keys_values(x, rotation)
             layers.append(statistics(attention, module.attend, query, key, dtype=DTYPES[self.choices.dtype]))
 

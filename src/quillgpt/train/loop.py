@@ -17,7 +17,7 @@ from quillgpt.errors import Interrupted, Stopped
 from quillgpt.evaluate.held_out_loss import HeldOutLoss, device_for_sums, evaluate_held_out
 from quillgpt.hardware import detect
 from quillgpt.optim import state_tensors
-from quillgpt.optim.schedules import learning_rate
+from quillgpt.optim.schedules import learning_rate, momentum
 from quillgpt.run_dir import RunDirectory, config_toml
 from quillgpt.train.band_watch import BandWatch
 from quillgpt.train.eval_only import evaluate_only, held_out_of
@@ -111,7 +111,13 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
             loss /= target_count
             lr = learning_rate(step, position.steps, config.optim)
             norm, applied = apply_update(
-                parts.wrapped, optimizer, guard, loss=loss, lr=lr, gradient_clip=config.optim.gradient_clip
+                parts.wrapped,
+                optimizer,
+                guard,
+                loss=loss,
+                lr=lr,
+                momentum=momentum(step, config.optim),
+                gradient_clip=config.optim.gradient_clip,
             )
             if not applied and guard.in_a_row:
                 where = parts.schedule.position(step)

@@ -16,10 +16,12 @@ from quillgpt.errors import ConfigError, OutOfMemory, pick
 from quillgpt.evaluate.tasks import chosen_tasks
 from quillgpt.hardware import Machine
 from quillgpt.model.attention import find_attention
+from quillgpt.model.initialization import INITIALIZATIONS
 from quillgpt.model.lora import adapter_parameter_count
 from quillgpt.model.mlp import MLPS
 from quillgpt.model.norm import NORMS
 from quillgpt.model.positions import POSITIONS
+from quillgpt.model.residual import RESIDUALS
 from quillgpt.model.sizes import parameter_count
 from quillgpt.optim import OPTIMIZERS
 from quillgpt.optim.schedules import SCHEDULES
@@ -93,6 +95,8 @@ def check_menus(config: RunConfig) -> None:
         ("mlp", MLPS),
         ("norm", NORMS),
         ("position", POSITIONS),
+        ("residual", RESIDUALS),
+        ("initialization", INITIALIZATIONS),
         ("optimizer", OPTIMIZERS),
         ("schedule", SCHEDULES),
         ("source", SOURCES),

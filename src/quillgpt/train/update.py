@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from quillgpt.distributed import Ranks, total
 from quillgpt.evaluate.held_out_loss import autocast
 from quillgpt.model.gpt import GPT
-from quillgpt.optim import set_learning_rate
+from quillgpt.optim import set_rates
 from quillgpt.train.guard import Guard
 from quillgpt.train.resolve import DTYPES, LOSS_CHUNK_ELEMENTS, Choices
 from quillgpt.train.step import TrainingStep, derived_seed
@@ -121,7 +121,14 @@ def _compile_failure(wrapped: Wrapped, choices: Choices, context_length: int) ->
 
 
 def apply_update(
-    wrapped: Wrapped, optimizer: torch.optim.Optimizer, guard: Guard, *, loss: float, lr: float, gradient_clip: float
+    wrapped: Wrapped,
+    optimizer: torch.optim.Optimizer,
+    guard: Guard,
+    *,
+    loss: float,
+    lr: float,
+    momentum: float,
+    gradient_clip: float,
 ) -> tuple[float, bool]:
     """Clip the gradients and step, if loss and gradients are finite; return their norm and whether it was applied.
 
@@ -134,7 +141,7 @@ def apply_update(
     norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip or float("inf")).item()
     applied = guard.allows(loss=loss, gradient_norm=norm, scale=scaler.get_scale() if scaler is not None else None)
     if applied:
-        set_learning_rate(optimizer, lr)
+        set_rates(optimizer, lr=lr, momentum=momentum)
         if scaler is not None:
             scaler.step(optimizer)
         else:
