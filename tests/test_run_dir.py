@@ -29,7 +29,7 @@ MENUS = {
 RANGES: dict[str, st.SearchStrategy[Any]] = {
     **{name: st.sampled_from(entries) for name, entries in MENUS.items()},
     **{name: st.integers(1, 2**63 - 1) for name in ("eval_tokens", "log_every", "keep_last")},
-    **dict.fromkeys(("dropout", "beta1", "beta2"), SHARES),
+    **dict.fromkeys(("dropout", "beta1", "beta2", "momentum"), SHARES),
     "n_layer": st.integers(1, 1000),
     "vocab_size": st.integers(1, 2**32),
     "lr": st.floats(1, 1e300),
@@ -42,6 +42,7 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "lora_rank": st.integers(0, 1 << 20),
     "lora_alpha": st.floats(0, 1e6, exclude_min=True),
     "pointwise_length_power": st.floats(0, 2),
+    "logit_softcap": st.floats(0, 1e4),
 }
 APART = {"n_head", "n_embd", "context_length", "position", "batch_tokens", "gradient_accumulation_steps"}
 BY_TYPE: dict[type, st.SearchStrategy[Any]] = {

@@ -10,7 +10,7 @@ from quillgpt.export.quiet import quiet
 from quillgpt.model.sizes import SIZES
 
 CHANGED = {bool: lambda value: not value, int: lambda value: value + 1, float: lambda value: value / 2 + 0.25}
-OTHER = {"attention": "power", "mlp": "swiglu", "norm": "rmsnorm", "position": "rotary"}
+OTHER = {"attention": "power", "mlp": "swiglu", "norm": "rmsnorm", "position": "rotary", "residual": "mixed"}
 SETTINGS = {setting.name: setting.default for setting in dataclasses.fields(ModelConfig)}
 
 

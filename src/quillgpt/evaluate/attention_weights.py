@@ -1,5 +1,7 @@
 """The attention weights of a prompt, for looking at: how much each position takes from which earlier one."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,8 +9,6 @@ from torch.nn import functional as F
 from quillgpt.errors import require
 from quillgpt.evaluate.held_out_loss import evaluation_mode
 from quillgpt.model.gpt import GPT
-from quillgpt.model.kv_cache import KVCache
-from quillgpt.model.rotary import Rotation
 from quillgpt.model.self_attention import SelfAttention
 
 
@@ -24,8 +24,8 @@ def attention_weights(model: GPT, tokens: Tensor, layer: int) -> Tensor:
     require("layer", layer, 0 <= layer < len(modules), f"0 to {len(modules) - 1}")
     found: list[Tensor] = []
 
-    def look(module: SelfAttention, arguments: tuple[Tensor, Rotation | None, KVCache | None]) -> None:
-        x, rotation, _ = arguments
+    def look(module: SelfAttention, arguments: tuple[Any, ...]) -> None:
+        x, rotation, *_ = arguments
         query, key, _ = module.queries_keys_values(x, rotation)
         found.append(_mixed_unit_vectors(module, query, key))
 
