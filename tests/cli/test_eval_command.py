@@ -219,8 +219,10 @@ def test_eval_only_prepares_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["eval", "gpt2"], ["train", "eval-gpt2"]], ids=" ".join)
-def test_without_the_text_of_the_published_losses_one_line_says_how_to_get_it(words: list[str]) -> None:
-    pytest.importorskip("tiktoken")
+def test_without_the_text_of_the_published_losses_one_line_says_how_to_get_it(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no vocabulary"))  # what is missing too, and less to fetch
     with pytest.raises(DataError) as caught:
         command_line.run(words)
     message = str(caught.value)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from quillgpt.compare.groups import NOT_THE_EXPERIMENT, common_name, differing, differing_besides, grouped, letters
-from quillgpt.config import flatten, group_of
+from quillgpt.config import Scalar, flatten, group_of
 from quillgpt.recipes import load_recipe
 from quillgpt.run_record import RunRecord, read_run
 from synthetic_runs import write_group, write_run
@@ -59,6 +59,11 @@ def test_where_a_run_writes_and_what_it_logs_leaves_the_experiment(name: str, tm
     paths = write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=2, settings={name: value})
     groups, _ = grouped(records(*paths))
     assert [group.seeds for group in groups] == [[1, 2]]
+
+
+@pytest.mark.parametrize("settings", [{"eval_tasks": "hellaswag:20"}, {"task_data": "elsewhere"}, {"eval_every": 7}])
+def test_what_is_evaluated_meanwhile_leaves_the_experiment(settings: dict[str, Scalar], tmp_path: Path) -> None:
+    assert group_count(write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=2, settings=settings)) == 1
 
 
 def test_every_name_that_is_no_part_of_the_experiment_is_a_setting() -> None:

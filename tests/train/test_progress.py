@@ -65,6 +65,23 @@ def test_a_pipe_gets_plain_lines_about_twenty_of_them() -> None:
     assert "step     100/100  loss 4.0000" in steps[-1]
 
 
+def test_plain_lines_say_where_the_band_is_only_when_that_changes() -> None:
+    output = io.StringIO()
+    terminal = Terminal(Console(file=output, width=200))
+    told = [
+        "",
+        "inside the band",
+        "inside the band",
+        "0.08 above it",
+        "0.09 above it",
+        "0.09 above it",
+    ]
+    for step, band in enumerate(told, start=1):
+        terminal.step(line(step, held_out_loss=2.0, held_out_bits_per_byte=3.0, band=band))
+    said = [re.sub(r".*bits/byte\)\s*", "", text) for text in output.getvalue().splitlines()]
+    assert said == ["", "inside the band", "", "0.08 above it", "0.09 above it", ""]
+
+
 def test_a_terminal_shows_every_figure_and_the_curve() -> None:
     text = shown(is_terminal=True)
     for figure in (

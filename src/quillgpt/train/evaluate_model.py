@@ -64,13 +64,18 @@ def _evaluate(
 
 def _check_subject(subject: Subject, wanted: Wanted) -> None:
     """Refuse a model without data to score it on, the largest thing that can be missing, or without tokenizer."""
-    if wanted.has_loss and wanted.data is not None:
-        wanted.data.check(wanted.splits)
-    elif wanted.has_loss and subject.own_data is None:
-        raise ConfigError(f"{subject.name}: which text? it is not known what it was trained on; give --data")
-    elif wanted.has_loss and subject.own_data is not None:
-        subject.own_data.find(subject.name)
+    if wanted.has_loss:
+        _check_data(subject, wanted)
     _ = subject.tokenizer.fingerprint  # read here for the first time, so that a missing one is told
+
+
+def _check_data(subject: Subject, wanted: Wanted) -> None:
+    if wanted.data is not None:
+        wanted.data.check(wanted.splits)
+    elif subject.own_data is None:
+        raise ConfigError(f"{subject.name}: which text? it is not known what it was trained on; give --data")
+    else:
+        subject.own_data.find(subject.name)
 
 
 class _Texts:
