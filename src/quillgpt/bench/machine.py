@@ -1,7 +1,7 @@
 """What belongs beside every number: the machine, and the most arithmetic it was seen to do.
 
 A share of the peak says whether a program or the machine is the limit. The maker's figure is for a card at its highest
-clock, which it may not keep, and a CPU has none; so the peak is measured too, in the same process with the same threads.
+clock, which it may not keep, and a CPU has none; so the peak is measured too, in the same process and threads.
 """
 
 import contextlib

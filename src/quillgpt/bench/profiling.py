@@ -16,7 +16,7 @@ HOW_TO_OPEN = "open it in https://ui.perfetto.dev or in Chrome at chrome://traci
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """An operator's own time, without what it calls: seconds and calls of one repetition, its share of all operators."""
+    """An operator's own time, without what it calls: seconds and calls of one repetition, its share of them all."""
 
     name: str
     calls: float

@@ -17,11 +17,12 @@ from quillgpt.bench.machine import nothing_compiled_before
 from quillgpt.bench.windows import Spread
 from quillgpt.config import RunConfig, updated
 from quillgpt.data.held_out import HeldOutWindows
-from quillgpt.errors import Interrupted, NonFiniteError, Stopped, require
+from quillgpt.errors import ConfigError, DataError, Interrupted, NonFiniteError, Stopped, require
 from quillgpt.evaluate.held_out_loss import HeldOutLoss
 from quillgpt.evaluate.held_out_text import ALL_TOKENS, NamedData
 from quillgpt.run_dir import RunDirectory
 from quillgpt.run_record import read_run
+from quillgpt.tokenizer import load_tokenizer
 from quillgpt.train.loop import train
 from quillgpt.train.open_data import Data
 from quillgpt.train.progress import Screen
@@ -130,6 +131,16 @@ def _nothing_kept() -> Iterator[None]:
         yield
     except (Interrupted, Stopped) as error:
         raise type(error)("stopped before the loss was reached; nothing is kept") from None
+
+
+def judging_text(path: str, folder: Path) -> NamedData:
+    """The text that judges; one that is missing, empty or not UTF-8 is told before anything is trained."""
+    try:
+        text = NamedData(path=path)
+        text.split("val", load_tokenizer("byte"), folder / "text", 0)
+    except (ConfigError, DataError) as error:
+        raise type(error)(str(error).replace("--data", "--text")) from None
+    return text
 
 
 def spread_of(runs: Sequence[Reached], value: Callable[[Reached], float]) -> Spread | None:

@@ -32,6 +32,10 @@ from quillgpt.train.signals import StopRequest
 
 TOKENS = "tokens"
 PARTS = ("data", "forward", "backward", "optimizer", "logging")
+FORMULA = (
+    "MFU = tokens/s x FLOPs a token / peak; FLOPs a token = 6 N + 12 L C T (N weights without lookup tables, L layers, "
+    "C channels, T context, attention in full) [Chowdhery 2022, B]; a frozen weight under LoRA costs 4"
+)
 PEAK_SECONDS = 0.5  # before the windows, and again after them
 PROFILED_STEPS = 3
 NOT_OF_A_RUN = {"minutes": 0.0, "fresh": False, "track": "none", "eval_tasks": "", "stop_at_loss": 0.0}
