@@ -20,7 +20,6 @@ from quillgpt.sample.settings import MAX_NEW_TOKENS, MAX_SAMPLES, SamplingSettin
 
 PROMPT, NEW = "prompt tokens", "new tokens"
 PREFILL, DECODE = "prefill", "decode"
-PEAK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +80,7 @@ def measure_sampling(
     opened = [_Writer(side, task) for side in sides]
     peaks = [writer.peak() for writer in opened]
     windows = in_turn(opened, plan, progress)
-    peaks = [best_of(peak, writer.peak()) for peak, writer in zip(peaks, opened, strict=True)]
+    peaks = best_of(peaks, [writer.peak() for writer in opened])
     memory = [peak_memory_bytes(torch.device(side.device)) for side in sides]
     profiles = [
         profiled(writer, 1, device=writer.side.device, trace=trace)
@@ -143,7 +142,7 @@ class _Writer:
     def peak(self) -> Peak:
         """The measured peak with this side's threads."""
         self._take_over()
-        return matmul_peak(self.side.device, self.side.dtype, PEAK_SECONDS)
+        return matmul_peak(self.side.device, self.side.dtype)
 
     def _take_over(self) -> None:
         torch.set_num_threads(self.side.threads)

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from quillgpt.cli.bench_options import ACTIONS, Command, Side, settings_of, taken_apart
 from quillgpt.cli.bench_status import Status, temporary
-from quillgpt.cli.prepare import progress_display
 from quillgpt.cli.settings import Settings
 from quillgpt.config import RunConfig
-from quillgpt.errors import CheckError, CheckpointError, ConfigError, nearest, require, shown
+from quillgpt.errors import CheckError, CheckpointError, ConfigError, DiskError, nearest, require, shown
 from quillgpt.recipes import recipe_names
 from quillgpt.recipes.aliases import RECIPES
 
@@ -54,7 +53,7 @@ def main(arguments: list[str]) -> int:
     action = arguments[0]
     if action not in ACTIONS:
         known = ", ".join(ACTIONS)
-        raise ConfigError(f"quill bench: nothing called {shown(action)}{nearest(action, ACTIONS)}; measure {known}")
+        raise ConfigError(f"no benchmark {shown(action)}{nearest(action, ACTIONS)}; there are {known}")
     command = taken_apart(action, arguments[1:])
     runs = {"train": _train, "sample": _sample, "data": _data, "time-to-loss": _time_to_loss}
     return runs[action](command)
@@ -67,13 +66,11 @@ def _train(command: Command) -> int:
     from quillgpt.bench.random_tokens import with_random_tokens
     from quillgpt.bench.training import measure_training
     from quillgpt.cli.bench_table import print_training
-    from quillgpt.train.progress import Terminal
 
     with temporary() as folder, Status() as status:
         if command.options.random_tokens:
             sides = [(name, with_random_tokens(config, folder)) for name, config in sides]
-        screen = Terminal(status.console, progress_display)
-        found = measure_training(sides, plan, folder, screen, traces=traces, progress=status.show)
+        found = measure_training(sides, plan, folder, status, traces=traces, progress=status.show)
     if command.options.json:
         print_json(training_json(found))
     else:
@@ -88,14 +85,12 @@ def _data(command: Command) -> int:
     from quillgpt.bench.loading import measure_loading
     from quillgpt.bench.random_tokens import with_random_tokens
     from quillgpt.cli.bench_table import print_loading
-    from quillgpt.train.progress import Terminal
 
     is_random = command.options.random_tokens
     with temporary() as folder, Status() as status:
         if is_random:
             sides = [(name, with_random_tokens(config, folder)) for name, config in sides]
-        screen = Terminal(status.console, progress_display)
-        found = measure_loading(sides, plan, screen, is_random=is_random, progress=status.show)
+        found = measure_loading(sides, plan, status, is_random=is_random, progress=status.show)
     if command.options.json:
         print_json(loading_json(found))
     else:
@@ -133,14 +128,12 @@ def _time_to_loss(command: Command) -> int:
     from quillgpt.bench.random_tokens import check_at_hand
     from quillgpt.bench.time_to_loss import judging_text, times_to_loss
     from quillgpt.cli.bench_table import print_reached
-    from quillgpt.train.progress import Terminal
 
     for _, config in sides:
         check_at_hand(config, "")
     with temporary() as folder, Status() as status:
         text = judging_text(options.text, folder) if options.text else None
-        screen = Terminal(status.console, progress_display)
-        found = times_to_loss(sides, loss=options.loss, text=text, seeds=options.seeds, folder=folder, screen=screen)
+        found = times_to_loss(sides, loss=options.loss, text=text, seeds=options.seeds, folder=folder, screen=status)
     if options.json:
         print_json(reached_json(found, options.loss, options.text))
     else:
@@ -148,9 +141,10 @@ def _time_to_loss(command: Command) -> int:
     sys.stdout.flush()
     missed = [run for runs in found for run in runs if not run.reached]
     if missed:
-        count = f"{len(missed)} of {sum(map(len, found))} runs ended before a held-out loss of {options.loss:g}"
-        nearest_loss = min((run.loss for run in missed if math.isfinite(run.loss)), default=math.nan)
-        raise CheckError(f"{count} was reached (the nearest at {nearest_loss:.4f}); raise --steps, or --loss")
+        losses = [run.loss for run in missed if math.isfinite(run.loss)]
+        nearest_one = f" (the nearest at {min(losses):.4f})" if losses else ""
+        ended = f"{len(missed)} of {sum(map(len, found))} runs ended above a held-out loss of {options.loss:g}"
+        raise CheckError(f"{ended}{nearest_one}; raise --steps, or --loss")
     return 0
 
 
@@ -182,6 +176,8 @@ def _refuse_ranks() -> None:
 
 def trace_files(command: Command) -> list[Path]:
     """Where the trace of each side goes; none where there is to be none."""
+    from quillgpt import files
+
     profiling = command.options.profiling
     if not profiling.profile:
         if profiling.trace != "auto":
@@ -189,9 +185,14 @@ def trace_files(command: Command) -> list[Path]:
         return []
     if profiling.trace == "auto":
         names = [re.sub(r"[^\w.=-]+", "-", side.name).strip("-") for side in command.sides]
+        files.make_directory(REPORTS)
         return [REPORTS / f"trace-{command.action}-{name}.json" for name in names]
     path = Path(profiling.trace)
     require("trace", profiling.trace, path.name != "" and not path.is_dir(), "a file")
+    try:
+        files.make_directory(path.parent)
+    except DiskError as error:
+        raise DiskError(str(error).replace("--out", "--trace")) from None
     return [path if i == 0 else path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(command.sides))]
 
 

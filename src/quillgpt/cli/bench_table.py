@@ -57,7 +57,7 @@ def print_sampling(sides: Sequence[Sampling], console: "Console | None" = None) 
     reads = [speed.median / side.samples * side.weight_bytes / 1e9 for side, speed in zip(sides, decode, strict=True)]
     sizes = [f"{side.weight_bytes / 1e6:,.1f} MB of weights a step" for side in sides]
     rows += [
-        ("  reads", [(f"{rate:,.1f} GB/s", size) for rate, size in zip(reads, sizes, strict=True)]),
+        ("  reads", [(f"{rate:,.2f} GB/s", size) for rate, size in zip(reads, sizes, strict=True)]),
         ("computed in", [(side.dtype, _where(side.device, side.threads)) for side in sides]),
         ("texts at once", [(str(side.samples), _lengths(side)) for side in sides]),
         ("parameters", [(f"{side.parameters:,}", "") for side in sides]),
