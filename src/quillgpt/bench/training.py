@@ -118,7 +118,7 @@ def _opened(config: RunConfig, folder: Path, screen: Screen) -> Iterator["_Side"
             Metrics(run, config, model, choices, parts.position, is_first=True, say=screen.say)
         )
         monitor = KernelMonitor(model=parts.model, choices=choices, is_first=True, say=screen.say)
-        watch = BandWatch(run, config, parts.data.train.fingerprint, is_first=True, say=screen.say)
+        watch = BandWatch(run, config, parts.data.train.fingerprint, is_first=True, say=lambda text: None)
         yield _Side(config, parts, metrics, monitor, watch, screen.say)
 
 
