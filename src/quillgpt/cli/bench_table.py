@@ -21,6 +21,7 @@ Cell = tuple[str, str]
 """a number as it is printed, and beside it what it is of or how far it spreads"""
 Row = tuple[str, list[Cell]]
 
+MAIN = {"tokens/s", "prefill, tokens/s", "decode, tokens/s", "loader, batches/s", "encode, MB/s", "training + compile"}
 SPREADS = "a number is the median of the windows, behind it their quartiles; a ratio is taken window by window"
 
 
@@ -29,21 +30,21 @@ def print_training(sides: Sequence[Training], console: "Console | None" = None) 
     speeds = [rates(side.windows, "tokens") for side in sides]
     rows: list[Row] = [("tokens/s", [spread(speed, ",.0f") for speed in speeds])]
     rows += _ratio_rows(speeds)
+    achieved = [speed.median * side.flops_per_token for side, speed in zip(sides, speeds, strict=True)]
+    rows += _mfu_rows("  MFU", achieved, sides)
     rows.append(("step", [spread(step_seconds(side.windows), ",.1f", 1e3, " ms") for side in sides]))
     for part in sides[0].parts:
         rows.append((f"  {part}", [_part(side, part) for side in sides]))
-    achieved = [speed.median * side.flops_per_token for side, speed in zip(sides, speeds, strict=True)]
-    rows += _mfu_rows("MFU", achieved, sides)
     rows += [
         ("computed in", [(side.choices.dtype, _where(side.choices.device, side.choices.threads)) for side in sides]),
         ("compile", [_compile(side) for side in sides]),
-        ("batch", [_batch(side) for side in sides]),
+        ("batch, tokens", [_batch(side) for side in sides]),
         (
             "parameters",
-            [(f"{side.parameters:,}", f"{side.flops_per_token / 1e6:,.1f} MFLOP a token") for side in sides],
+            [(f"{side.parameters:,}", f"{side.flops_per_token / 1e6:,.1f} MFLOP/token") for side in sides],
         ),
     ]
-    notes = [SPREADS, FORMULA, _memory_note([side.memory_bytes for side in sides])]
+    notes = [SPREADS, FORMULA, _peak_note(sides), _memory_note([side.memory_bytes for side in sides])]
     _print("quill bench train", [side.name for side in sides], rows, notes, [side.profile for side in sides], console)
 
 
@@ -65,7 +66,7 @@ def print_sampling(sides: Sequence[Sampling], console: "Console | None" = None) 
     formula = (
         "prefill: 2 (N - V C) P + 2 V C + 4 L C P P operations for P tokens, the head once; decode: choosing included"
     )
-    notes = [SPREADS, formula, _memory_note([side.memory_bytes for side in sides])]
+    notes = [SPREADS, formula, _peak_note(sides), _memory_note([side.memory_bytes for side in sides])]
     _print("quill bench sample", [side.name for side in sides], rows, notes, [side.profile for side in sides], console)
 
 
@@ -77,7 +78,7 @@ def print_loading(sides: Sequence[Loading], console: "Console | None" = None) ->
         ("  tokens/s", [spread(speed, ",.0f") for speed in tokens]),
         *_ratio_rows(tokens),
         ("  MB/s", [spread(rates(side.loading, BYTES), ",.1f", 1e-6) for side in sides]),
-        ("  batch", [(f"{side.rows * side.context_length:,} tokens", _stored(side)) for side in sides]),
+        ("  batch, tokens", [(f"{side.rows * side.context_length:,}", _stored(side)) for side in sides]),
         ("encode, MB/s", [_encoded(side, BYTES) for side in sides]),
         ("  tokens/s", [_encoded(side, TOKENS) for side in sides]),
         ("  tokenizer", [(side.tokenizer, "") for side in sides]),
@@ -114,7 +115,7 @@ def print_reached(sides: Sequence[Sequence[Reached]], loss: float, text: str, co
     ]
     if len(sides) > 1 and all(medians):
         reached = [one for one in medians if one is not None]
-        rows.append(("  x the first's", [("1", ""), *(spread(ratios(one, reached[0]), ".2f") for one in reached[1:])]))
+        rows.append(("  × the first", [("1", ""), *(spread(ratios(one, reached[0]), ".2f") for one in reached[1:])]))
     _print_rows([runs[0].name for runs in sides], rows, console)
     tokens = sides[0][0].held_out_tokens
     _print_notes([f"judged by {tokens:,} held-out tokens: {judge}; over seeds: median, quartiles"], console)
@@ -130,7 +131,7 @@ def _ratio_rows(speeds: Sequence[Spread]) -> list[Row]:
     """How many times as fast as the first; no row where there is only one."""
     if len(speeds) < 2:
         return []
-    return [("  x the first's", [("1", ""), *(spread(ratios(other, speeds[0]), ".3f") for other in speeds[1:])])]
+    return [("  × the first", [("1", ""), *(spread(ratios(other, speeds[0]), ".3f") for other in speeds[1:])])]
 
 
 def _part(side: Training, part: str) -> Cell:
@@ -143,7 +144,7 @@ def _mfu_rows(name: str, achieved: Sequence[float], sides: Sequence[Training] | 
     stated: list[Cell] = []
     for flops, side in zip(achieved, sides, strict=True):
         peak = side.peak
-        told = f"of {peak.measured / 1e9:,.0f} GFLOP/s, {peak.square:,} square, {peak.dtype}"
+        told = f"of {peak.measured / 1e9:,.0f} GFLOP/s"
         measured.append((f"{flops / peak.measured:.1%}", told))
         known = peak.datasheet
         stated.append((f"{flops / known:.1%}", f"of {known / 1e12:,.0f} TFLOP/s") if known else ("n/a", ""))
@@ -161,7 +162,7 @@ def _compile(side: Training) -> Cell:
 def _batch(side: Training) -> Cell:
     choices = side.choices
     micro = -(-choices.rows // choices.batch_size)
-    return f"{side.tokens_per_step:,} tokens", f"{micro} x {choices.batch_size} sequences"
+    return f"{side.tokens_per_step:,}", f"{micro} × {choices.batch_size}"
 
 
 def _lengths(side: Sampling) -> str:
@@ -169,7 +170,7 @@ def _lengths(side: Sampling) -> str:
 
 
 def _stored(side: Loading) -> str:
-    return f"{side.rows:,} x {side.context_length:,}, {side.token_bytes} bytes a token"
+    return f"{side.rows:,} × {side.context_length:,}, {side.token_bytes} bytes a token"
 
 
 def _encoded(side: Loading, unit: str) -> Cell:
@@ -177,6 +178,11 @@ def _encoded(side: Loading, unit: str) -> Cell:
         return "n/a", ""
     found = rates(side.encoding, unit)
     return spread(found, ",.2f", 1e-6) if unit == BYTES else spread(found, ",.0f")
+
+
+def _peak_note(sides: Sequence[Training] | Sequence[Sampling]) -> str:
+    sizes = ", ".join(dict.fromkeys(f"{side.peak.square:,} ({side.peak.dtype})" for side in sides))
+    return f"measured peak: the fastest of a few square matrix products, same dtype and threads, here of size {sizes}"
 
 
 def _memory_note(peaks: Sequence[int]) -> str:
@@ -212,7 +218,7 @@ def _print_rows(names: Sequence[str], rows: Sequence[Row], console: "Console") -
         table.add_column(Text(name), justify="right", no_wrap=True, overflow="ellipsis", max_width=24)
         table.add_column("", style="dim", overflow="fold")
     for label, cells in rows:
-        style = "" if label.startswith(" ") else "bold"
+        style = "bold" if label in MAIN else ""
         table.add_row(Text(label), *(Text(x, s) for value, detail in cells for x, s in ((value, style), (detail, ""))))
     console.print(table)
     console.print()
