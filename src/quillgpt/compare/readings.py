@@ -49,7 +49,9 @@ def steps_done(run: RunRecord) -> int:
 
 
 def is_finished(run: RunRecord) -> bool:
-    """Whether it has done all its steps and was evaluated after the last one."""
+    """Whether it has done all its steps and was evaluated after the last one, or reached the loss to stop at."""
+    if run.lines and run.lines[-1].get("has_reached_loss"):
+        return True
     steps, _ = finite_series(run, HELD_OUT, "step")
     return planned_steps(run) > 0 and len(steps) > 0 and bool(steps[-1] >= planned_steps(run))
 

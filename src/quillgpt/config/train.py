@@ -23,6 +23,8 @@ class TrainConfig:
     """start of initial weights, data order and dropout"""
     init: str = "scratch"
     """scratch, or the model to start from: a run, gpt2 ... gpt2-xl, a Hugging Face directory, a ckpt.pt"""
+    stop_at_loss: float = 0.0
+    """if above 0: end at the first evaluation whose held-out loss (nats per token) is at most this"""
     eval_every: int = 200
     """steps between evaluations on held-out text; 0: only at the end"""
     eval_tokens: int = 10_485_760
@@ -78,6 +80,7 @@ class TrainConfig:
         for name in ("eval_tokens", "log_every", "keep_last"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
         check(self, "minutes", 0 <= self.minutes <= 1e6, "0 to 1,000,000")
+        check(self, "stop_at_loss", self.stop_at_loss >= 0, "0 or more")
         check(self, "threads", 0 <= self.threads <= 1024, "0 to 1,024")
         check(self, "dist_timeout_seconds", 1 <= self.dist_timeout_seconds <= 10**6, "1 to 1,000,000")
         check_choice(self, "dtype", "auto", "fp32", "bf16", "fp16")

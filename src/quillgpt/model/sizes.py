@@ -47,11 +47,25 @@ def flops_per_token(config: ModelConfig, lora_rank: int = 0) -> int:
 
     With LoRA a frozen weight costs no gradient of its own, so 4, and a number of the adapters 6.
     """
-    positions = config.context_length * config.n_embd if config.position == "learned" else 0
-    tables = (not config.tied_head) + ((config.n_layer + 1) // 2 if config.value_embeddings else 0)
-    lookups = positions + tables * config.vocab_size * config.n_embd
     attention = 12 * config.n_layer * config.n_embd * config.context_length
-    weights = parameter_count(config) - lookups
+    weights = parameter_count(config) - looked_up(config)
     if lora_rank:
         return 4 * weights + 6 * adapter_parameter_count(config, lora_rank) + attention
     return 6 * weights + attention
+
+
+def looked_up(config: ModelConfig) -> int:
+    """Parameters of the tables that are only looked up, and so cost no arithmetic."""
+    positions = config.context_length * config.n_embd if config.position == "learned" else 0
+    tables = (not config.tied_head) + ((config.n_layer + 1) // 2 if config.value_embeddings else 0)
+    return positions + tables * config.vocab_size * config.n_embd
+
+
+def prefill_flops(config: ModelConfig, tokens: int) -> int:
+    """Floating-point operations to read a prompt: a third of training's, the head counted for the one position it serves.
+
+    With P tokens: 2 (N - V C) P + 2 V C + 4 L C P P, attention in full as there.
+    """
+    head = config.vocab_size * config.n_embd
+    blocks = parameter_count(config) - looked_up(config) - head
+    return 2 * blocks * tokens + 2 * head + 4 * config.n_layer * config.n_embd * tokens * tokens

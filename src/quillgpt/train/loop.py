@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT
@@ -11,7 +12,7 @@ import torch
 
 from quillgpt import checkpoint
 from quillgpt.config import RunConfig
-from quillgpt.data.held_out import IGNORED_TARGET
+from quillgpt.data.held_out import IGNORED_TARGET, HeldOutWindows
 from quillgpt.distributed import Ranks, first_goes_first, joined, ranks_from_environment, total
 from quillgpt.errors import Interrupted, Stopped
 from quillgpt.evaluate.held_out_loss import HeldOutLoss, device_for_sums, evaluate_held_out
@@ -24,14 +25,38 @@ from quillgpt.train.eval_only import evaluate_only, held_out_of
 from quillgpt.train.guard import Guard, check_weights, stop_unless_finite
 from quillgpt.train.kernel_statistics import KernelMonitor
 from quillgpt.train.metrics import Metrics
+from quillgpt.train.open_data import Data
 from quillgpt.train.progress import Quiet, Screen
 from quillgpt.train.resolve import DTYPES, check_memory, resolve
 from quillgpt.train.setup import Parts, opened_run, set_up
-from quillgpt.train.signals import stop_requests
+from quillgpt.train.signals import StopRequest, stop_requests
 from quillgpt.train.task_scores import TaskScores, ready_tasks
 from quillgpt.train.update import apply_update, gradients
 from quillgpt.train.wanted import Watcher
 from quillgpt.train.write_samples import write_samples
+
+Clock = Callable[[str], contextlib.AbstractContextManager[object]]
+
+
+Judge = Callable[[Data], HeldOutWindows]
+
+
+def untimed(name: str) -> contextlib.AbstractContextManager[object]:
+    """The clock of a run: it measures no part of a step."""
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a step came to. loss: nats per token; norm: of the gradients, before clipping."""
+
+    inputs: torch.Tensor
+    loss: float
+    lr: float
+    norm: float
+    applied: bool
+    stop: bool
+    interrupt: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +70,11 @@ class Outcome:
     """the signal that asked for a stop when there was nothing left to do; 0: none"""
 
 
-def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
+def train(config: RunConfig, screen: Screen | None = None, *, judge: Judge | None = None) -> Outcome:
     """Train by the settings, or continue the run that is in `train.out`; return how it ended.
 
     Prepares missing data. A signal or Ctrl-C ends the run at a step boundary, saved, and raises `Stopped` or
-    `Interrupted`; the same call continues it, on a CPU bit for bit.
+    `Interrupted`; the same call continues it, on a CPU bit for bit. `judge` gives other held-out windows than the data's.
 
     For example:
         config = quillgpt.load_recipe("debug", steps=50, device="cpu", out="runs/first")
@@ -79,8 +104,9 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
         tasks = ready_tasks(config, ranks, screen.say)
         run = stack.enter_context(opened_run(settings.out, ranks))
         parts = set_up(run, config, choices, ranks, screen)
-        model, optimizer, position, choices = parts.model, parts.optimizer, parts.position, parts.choices
-        if position.step >= position.steps:
+        parts = parts if judge is None else judged_by(judge, parts)
+        model, position, choices = parts.model, parts.position, parts.choices
+        if position.step >= position.steps or position.has_reached_loss:
             return _already_done(run, parts, ranks, screen)
         metrics = stack.enter_context(
             Metrics(run, config, model.config, choices, position, is_first=ranks.is_first, say=screen.say)
@@ -93,67 +119,98 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
         scores = TaskScores(tasks, Path(settings.task_data), run, parts, ranks, screen.say)
         held_out: HeldOutLoss | None = None
 
-        while position.step < position.steps:
-            step, started = position.step, time.perf_counter()
-            inputs, targets = parts.loader.batch(step, ranks.rank, ranks.world_size)
-            target_count = _count(targets, ranks, choices.device)
-            loss_sum = gradients(
-                parts.wrapped,
-                inputs,
-                targets,
-                choices=choices,
-                target_count=target_count,
-                seed=settings.seed,
-                step=step,
-                rank=ranks.rank,
-            )
-            loss, stop, interrupt = _agree(loss_sum, request.signal, ranks, choices.device)
-            loss /= target_count
-            lr = learning_rate(step, position.steps, config.optim)
-            norm, applied = apply_update(
-                parts.wrapped,
-                optimizer,
-                guard,
-                loss=loss,
-                lr=lr,
-                momentum=momentum(step, config.optim),
-                gradient_clip=config.optim.gradient_clip,
-            )
-            if not applied and guard.in_a_row:
-                where = parts.schedule.position(step)
-                refusal = guard.message(step=step, position=where, tokens=target_count, loss=loss, gradient_norm=norm)
-                screen.say(refusal)
-                guard.stop_if_hopeless(refusal)
-            position.step += 1
-            position.tokens += target_count
-            position.elapsed_seconds += time.perf_counter() - started
-            position.take_in(loss)
-
+        while position.step < position.steps and not position.has_reached_loss:
+            step = one_step(parts, config, guard, ranks=ranks, request=request, say=screen.say)
             is_last = position.step == position.steps
             held_out, is_best = None, False
             if every(position.step, settings.eval_every) or is_last:
+                started = time.perf_counter()
                 held_out = _evaluate(parts, ranks)
+                position.evaluation_seconds += time.perf_counter() - started
                 stop_unless_finite(held_out.loss, step=position.step)
                 is_best = position.best_loss is None or held_out.loss < position.best_loss
                 if is_best:
                     position.best_loss = held_out.loss
-            line = metrics.line(position, loss=loss, lr=lr, norm=norm, applied=applied, held_out=held_out)
+                position.has_reached_loss = 0 < settings.stop_at_loss >= held_out.loss
+                is_last = is_last or position.has_reached_loss
+            line = metrics.line(
+                position, loss=step.loss, lr=step.lr, norm=step.norm, applied=step.applied, held_out=held_out
+            )
             if held_out is not None:
                 line |= scores.at(position)
             if held_out is not None or every(position.step, settings.log_every):
-                metrics.write(line | monitor.look(inputs, position.step) | watch.judged(line))
+                metrics.write(line | monitor.look(step.inputs, position.step) | watch.judged(line))
             screen.step(line | watch.told())
             if ranks.is_first and every(position.step, settings.sample_every):
                 write_samples(run, model, parts.data.tokenizer, position.step, settings.seed)
-            if stop or is_last or every(position.step, settings.save_every) or is_best:
+            if step.stop or is_last or every(position.step, settings.save_every) or is_best:
                 position.non_finite_in_a_row = guard.in_a_row
                 with first_goes_first(ranks):  # a rank that left earlier would make torchrun end the one that saves
                     if ranks.is_first:
                         _save(run, config, parts, held_out)
-            if stop and not is_last:
-                _leave(run, position.step, interrupted=interrupt)
+            if step.stop and not is_last:
+                _leave(run, position.step, interrupted=step.interrupt)
         assert held_out is not None
         return Outcome(run=run.path, step=position.step, held_out=held_out, signal=request.signal)
+
+
+def judged_by(judge: Judge, parts: Parts) -> Parts:
+    """The same with other held-out windows."""
+    return dataclasses.replace(parts, data=dataclasses.replace(parts.data, held_out=judge(parts.data)))
+
+
+def one_step(
+    parts: Parts,
+    config: RunConfig,
+    guard: Guard,
+    *,
+    ranks: Ranks,
+    request: StopRequest,
+    say: Callable[[str], None],
+    clock: Clock = untimed,
+) -> Step:
+    """Batch, gradients, update: what every step of a run does, and `quill bench train` measures with a `clock`.
+
+    Moves the position on; a third update in a row that cannot be applied is a `NonFiniteError`.
+    """
+    choices, position, number, started = parts.choices, parts.position, parts.position.step, time.perf_counter()
+    with clock("data"):
+        inputs, targets = parts.loader.batch(number, ranks.rank, ranks.world_size)
+        target_count = _count(targets, ranks, choices.device)
+    with clock("gradients"):
+        loss_sum = gradients(
+            parts.wrapped,
+            inputs,
+            targets,
+            choices=choices,
+            target_count=target_count,
+            seed=config.train.seed,
+            step=number,
+            rank=ranks.rank,
+        )
+        loss, stop, interrupt = _agree(loss_sum, request.signal, ranks, choices.device)
+    loss /= target_count
+    lr = learning_rate(number, position.steps, config.optim)
+    with clock("optimizer"):
+        norm, applied = apply_update(
+            parts.wrapped,
+            parts.optimizer,
+            guard,
+            loss=loss,
+            lr=lr,
+            momentum=momentum(number, config.optim),
+            gradient_clip=config.optim.gradient_clip,
+        )
+    if not applied and guard.in_a_row:
+        where = parts.schedule.position(number)
+        refusal = guard.message(step=number, position=where, tokens=target_count, loss=loss, gradient_norm=norm)
+        say(refusal)
+        guard.stop_if_hopeless(refusal)
+    position.step += 1
+    position.tokens += target_count
+    position.elapsed_seconds += time.perf_counter() - started
+    position.take_in(loss)
+    return Step(inputs=inputs, loss=loss, lr=lr, norm=norm, applied=applied, stop=stop, interrupt=interrupt)
 
 
 def every(step: int, interval: int) -> bool:
@@ -192,7 +249,9 @@ def _evaluate(parts: Parts, ranks: Ranks) -> HeldOutLoss:
 def _already_done(run: RunDirectory, parts: Parts, ranks: Ranks, screen: Screen) -> Outcome:
     """Evaluate and return, for a run that has no steps left."""
     position = parts.position
-    screen.say(f"{run.path} is finished: {position.step:,} of {position.steps:,} steps; raise --steps to go on")
+    finished = f"{run.path} is finished: {position.step:,} of {position.steps:,} steps"
+    reached = "the held-out loss is reached; lower --stop-at-loss to go on"
+    screen.say(f"{finished}; {reached if position.has_reached_loss else 'raise --steps to go on'}")
     return Outcome(run=run.path, step=position.step, held_out=_evaluate(parts, ranks))
 
 

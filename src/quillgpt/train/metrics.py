@@ -86,6 +86,8 @@ class Metrics:
             "elapsed_seconds": position.elapsed_seconds,
         }
         self._last = line
+        if position.has_reached_loss:
+            line["has_reached_loss"] = True
         if not applied:
             line["skipped"] = True
         if held_out is not None:

@@ -34,6 +34,8 @@ class Position:
     steps: int = 0
     best_loss: float | None = None
     elapsed_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    has_reached_loss: bool = False
     non_finite_in_a_row: int = 0
     rows: int = 0
     row_changes: list[list[int]] = field(default_factory=list)

@@ -5,6 +5,7 @@ import dataclasses
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -50,6 +51,7 @@ class Parts:
     loader: BatchLoader
     schedule: BatchSchedule
     position: Position
+    compile_seconds: float
 
 
 @contextlib.contextmanager
@@ -88,7 +90,9 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
     shape = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
     model, adapter = starting_model(config, shape, choices.device, source, found)
     position.steps = _steps(config, position, choices, ranks, model, data, say)
+    started = time.perf_counter()
     wrapped, choices = wrap_or_fall_back(model, choices, ranks, say)
+    compile_seconds = time.perf_counter() - started if choices.compile else 0.0
     optimizer = build_optimizer(model, config.optim)
     if found is not None:
         load_state_tensors(optimizer, model, found.tensors(checkpoint.OPTIMIZER).items())
@@ -103,7 +107,7 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
         data.train, context_length=config.model.context_length, schedule=schedule, seed=config.train.seed
     )
     if ranks.is_first:
-        _write_records(run, config, choices, position, data, model)
+        _write_records(run, config, choices, position, data, model, compile_seconds)
     return Parts(
         choices=choices,
         data=data,
@@ -114,6 +118,7 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
         loader=loader,
         schedule=schedule,
         position=position,
+        compile_seconds=compile_seconds,
     )
 
 
@@ -129,6 +134,8 @@ def _begin(
     position = read_position(found)
     if {"steps", "minutes"} & changes.keys():
         position.steps = 0  # to be decided again
+    if "stop_at_loss" in changes:
+        position.has_reached_loss = False
     rows_now = position.row_changes[-1][1] if position.row_changes else position.rows
     if choices.rows != rows_now:
         position.row_changes.append([position.step, choices.rows])
@@ -168,7 +175,13 @@ def set_up_torch(device: str, *, threads: int, matmul_precision: str) -> None:
 
 
 def _write_records(
-    run: RunDirectory, config: RunConfig, choices: Choices, position: Position, data: Data, model: GPT
+    run: RunDirectory,
+    config: RunConfig,
+    choices: Choices,
+    position: Position,
+    data: Data,
+    model: GPT,
+    compile_seconds: float,
 ) -> None:
     """config.toml and environment.json, and the metrics cut back to the step the run continues from."""
     files.write_text(run.config, config_toml(config))
@@ -186,6 +199,7 @@ def _write_records(
             "choices": dataclasses.asdict(choices),
             "parameters": parameter_count(model.config),
             "steps": position.steps,
+            "compile_seconds": compile_seconds,
             "data": {
                 "directory": str(data.directory),
                 "fingerprint": data.train.fingerprint,

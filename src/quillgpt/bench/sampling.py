@@ -1,0 +1,164 @@
+"""The speed of sampling: reading a prompt (prefill) and writing token by token (decode), by the code that samples."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quillgpt.bench.machine import Clock, Peak, best_of, matmul_peak
+from quillgpt.bench.profiling import Profile, profiled
+from quillgpt.bench.windows import Plan, Progress, Window, in_turn
+from quillgpt.hardware import peak_memory_bytes
+from quillgpt.model.gpt import GPT
+from quillgpt.model.sizes import looked_up, parameter_count, prefill_flops
+from quillgpt.sample.generator import Generator, continued
+from quillgpt.sample.settings import SamplingSettings
+
+PROMPT, NEW = "prompt tokens", "new tokens"
+PREFILL, DECODE = "prefill", "decode"
+PEAK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is written: so many samples of `new_tokens` after one prompt; longer than the context, it is encoded anew."""
+
+    samples: int = 1
+    prompt_tokens: int = 512
+    new_tokens: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """A model to measure, as it samples: on its device and in its dtype."""
+
+    name: str
+    model: GPT
+    device: str
+    dtype: str
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What was measured of one side. `weight_bytes` are read for every new token, lookup tables not counted."""
+
+    name: str
+    device: str
+    dtype: str
+    threads: int
+    parameters: int
+    weight_bytes: int
+    prompt_tokens: int
+    prefill_flops: int
+    windows: tuple[Window, ...]
+    peak: Peak
+    memory_bytes: int
+    profile: Profile | None
+
+
+def measure_sampling(
+    sides: Sequence[Sampled],
+    task: Task,
+    plan: Plan,
+    *,
+    traces: Sequence[Path] = (),
+    progress: Progress = lambda what, done, count: None,
+) -> list[Sampling]:
+    """Measure each model in turn with the others."""
+    opened = [_Writer(side, task) for side in sides]
+    peaks = [writer.peak() for writer in opened]
+    windows = in_turn(opened, plan, progress)
+    peaks = [best_of(peak, writer.peak()) for peak, writer in zip(peaks, opened, strict=True)]
+    memory = [peak_memory_bytes(torch.device(side.device)) for side in sides]
+    profiles = [
+        profiled(writer, 1, device=writer.side.device, trace=trace)
+        for writer, trace in zip(opened, traces, strict=bool(traces))
+    ]
+    return [
+        Sampling(
+            name=side.name,
+            device=side.device,
+            dtype=side.dtype,
+            threads=side.threads,
+            parameters=parameter_count(side.model.config),
+            weight_bytes=_weight_bytes(side.model),
+            prompt_tokens=len(opened[number].prompt),
+            prefill_flops=prefill_flops(side.model.config, len(opened[number].prompt)),
+            windows=tuple(windows[number]),
+            peak=peaks[number],
+            memory_bytes=memory[number],
+            profile=profiles[number] if profiles else None,
+        )
+        for number, side in enumerate(sides)
+    ]
+
+
+class _Writer:
+    """Writes the same samples again and again."""
+
+    def __init__(self, side: Sampled, task: Task) -> None:
+        self.side, self._task = side, task
+        length = min(task.prompt_tokens, side.model.config.context_length)
+        drawn = torch.randint(side.model.config.vocab_size, (length,), generator=torch.Generator().manual_seed(0))
+        self.prompt: list[int] = drawn.tolist()
+
+    def __call__(self, count: int) -> Window:
+        """The samples so many times, each time from the prompt on."""
+        self._take_over()
+        settings = SamplingSettings(max_new_tokens=self._task.new_tokens, num_samples=self._task.samples)
+        parts = {PREFILL: 0.0, DECODE: 0.0}
+        began = time.perf_counter()
+        for _ in range(count):
+            generator = _TimedPrefill(self.side)
+            tokens = continued(generator, self.prompt, settings, range(self._task.samples))
+            next(tokens)
+            first = time.perf_counter()
+            for _ in tokens:
+                pass
+            parts[DECODE] += time.perf_counter() - first
+            parts[PREFILL] += generator.clock.seconds[PREFILL]
+        written = count * self._task.samples * (self._task.new_tokens - 1)  # the prefill gave the first ones
+        return Window(
+            repetitions=count,
+            seconds=time.perf_counter() - began,
+            amounts={PROMPT: count * len(self.prompt), NEW: written},
+            parts=parts,
+        )
+
+    def peak(self) -> Peak:
+        """The measured peak with this side's threads."""
+        self._take_over()
+        return matmul_peak(self.side.device, self.side.dtype, PEAK_SECONDS)
+
+    def _take_over(self) -> None:
+        torch.set_num_threads(self.side.threads)
+
+
+class _TimedPrefill:
+    """The generator of `quill sample`, with a clock on its prefill."""
+
+    def __init__(self, side: Sampled) -> None:
+        self._generator = Generator(side.model)
+        self.clock = Clock(side.device)
+
+    def prefill(self, tokens: Tensor) -> Tensor:
+        """Read the prompts (B, T); return the next token's logits (B, V)."""
+        with self.clock(PREFILL):
+            return self._generator.prefill(tokens)
+
+    def fork(self, samples: int) -> None:
+        """Continue the one sequence read so far as several."""
+        self._generator.fork(samples)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Read one more token of every sequence (B,); return the next token's logits (B, V)."""
+        return self._generator.decode(tokens)
+
+
+def _weight_bytes(model: GPT) -> int:
+    weight = next(model.parameters())
+    return (parameter_count(model.config) - looked_up(model.config)) * weight.element_size()
