@@ -47,4 +47,3 @@ def random_text(vocab_size: int, length: int) -> str:
 def is_at_hand(config: RunConfig, directory: Path) -> bool:
     """Whether the data is prepared, or is so in a moment: not where it would be fetched and is large."""
     return (directory / "manifest.json").is_file() or config.data.source not in FETCHED or bool(config.data.path)
-

@@ -65,7 +65,9 @@ Side = Callable[[int], Window]
 Progress = Callable[[str, int, int], None]
 
 
-def in_turn(sides: Sequence[Side], plan: Plan, progress: Progress = lambda what, done, count: None) -> list[list[Window]]:
+def in_turn(
+    sides: Sequence[Side], plan: Plan, progress: Progress = lambda what, done, count: None
+) -> list[list[Window]]:
     """The windows of each side. All are warmed up first; every other round goes through the sides backwards."""
     repetitions = []
     for number, side in enumerate(sides):
