@@ -19,7 +19,7 @@ LAYERS = [
     {"sample", "pretrained", "run_record"},
     {"checkpoint", "evaluate"},
     {"train"},
-    {"export", "encryption", "compare", "doctor", "report"},
+    {"export", "encryption", "compare", "doctor", "report", "bench"},
     {"cli"},
 ]
 ALONE = {"explain": {"cli/explain.py"}}  # imports nothing of quillgpt but itself, and only these files import it
@@ -186,7 +186,7 @@ def modules_after(code: str) -> set[str]:
 
 def test_the_command_line_and_the_settings_load_without_torch() -> None:
     names = [name_of(path) for path in FILES if part_of(path) in ("cli", "config", "errors", "files", "recipes")]
-    needs_torch = {"cli/dry_run.py"}  # imported by `quill train --dry-run` alone
+    needs_torch = {"cli/dry_run.py", "cli/bench_table.py"}  # imported by `quill train --dry-run`, `quill bench` alone
     modules = [
         name.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
         for name in names

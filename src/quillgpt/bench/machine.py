@@ -1,12 +1,12 @@
 """What belongs beside every number: the machine, and the most arithmetic it was seen to do.
 
 A share of the peak says whether a program or the machine is the limit. The maker's figure is for a card at its highest
-clock, which it may not keep, and a CPU has none; so the peak is measured too, in the same process with the same threads.
+clock, which it may not keep, and a CPU has none; so the peak is measured too, in the same process and threads.
 """
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ SQUARES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384), "mps": (1024, 
 """sizes of the square matrices that are multiplied; which is fastest depends on caches and on how tiles divide it"""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PEAK_SECONDS = 1.0
+"""of one measurement; it is made before the windows and again after them"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Peak:
 
     measured: float
     square: int
+    device: str
     dtype: str
     threads: int
     datasheet: float | None
@@ -46,15 +48,20 @@ def matmul_peak(device: str, dtype: str, seconds: float = PEAK_SECONDS) -> Peak:
     return Peak(
         measured=best,
         square=square,
+        device=device,
         dtype=dtype,
         threads=torch.get_num_threads(),
         datasheet=peak_flops(place, dtype) or None,
     )
 
 
-def best_of(one: Peak, other: Peak) -> Peak:
-    """The higher of two measurements: another program can only have slowed one down."""
-    return max(one, other, key=lambda peak: peak.measured)
+def best_of(before: Sequence[Peak], after: Sequence[Peak]) -> list[Peak]:
+    """The highest of each side's kind, of all measurements: another program can only have slowed one down."""
+    best: dict[tuple[str, str, int], Peak] = {}
+    for peak in (*before, *after):
+        kind = (peak.device, peak.dtype, peak.threads)
+        best[kind] = max(best.get(kind, peak), peak, key=lambda one: one.measured)
+    return [best[peak.device, peak.dtype, peak.threads] for peak in before]
 
 
 def _fastest_product(device: torch.device, dtype: torch.dtype, size: int, seconds: float) -> float:

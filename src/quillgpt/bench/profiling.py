@@ -1,7 +1,10 @@
 """Where the time goes, from torch's profiler: the heaviest operators, and a trace of every call to look at."""
 
+import contextlib
+import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +19,7 @@ HOW_TO_OPEN = "open it in https://ui.perfetto.dev or in Chrome at chrome://traci
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """An operator's own time, without what it calls: seconds and calls of one repetition, its share of all operators."""
+    """An operator's own time, without what it calls: seconds and calls of one repetition, its share of them all."""
 
     name: str
     calls: float
@@ -36,8 +39,14 @@ def profiled(work: Callable[[int], object], repetitions: int, *, device: str, tr
     """Do the work under the profiler and write the trace; on CUDA the time is the device's."""
     on_cuda = device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
-    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
+    profile = torch.profiler.profile(activities=activities, acc_events=True)
+    with _without_log_lines():
+        profile.start()
+    try:
         work(repetitions)
+    finally:
+        with _without_log_lines():
+            profile.stop()
     with tempfile.TemporaryDirectory(prefix="quill-bench-") as folder:
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
@@ -57,3 +66,17 @@ def profiled(work: Callable[[int], object], repetitions: int, *, device: str, tr
         ),
         trace=trace,
     )
+
+
+@contextlib.contextmanager
+def _without_log_lines() -> Iterator[None]:
+    """Hide what the profiler's own code writes to standard error when it starts and stops."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

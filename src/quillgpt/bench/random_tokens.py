@@ -11,8 +11,12 @@ import numpy as np
 
 from quillgpt import files
 from quillgpt.config import DataConfig, RunConfig
+from quillgpt.data.directory import data_directory, prepare_command
+from quillgpt.data.manifest import MANIFEST
 from quillgpt.data.prepare import prepare
 from quillgpt.data.text_to_shards import Means
+from quillgpt.errors import DataError
+from quillgpt.train.starting_point import data_settings, starting_point
 
 BYTES = 256  # every character tokenizer has the bytes, and an end of text
 SURROGATES = range(0xD800, 0xE000)
@@ -44,6 +48,10 @@ def random_text(vocab_size: int, length: int) -> str:
     return np.concatenate([codes, drawn]).astype("<u4").tobytes().decode("utf-32-le")
 
 
-def is_at_hand(config: RunConfig, directory: Path) -> bool:
-    """Whether the data is prepared, or is so in a moment: not where it would be fetched and is large."""
-    return (directory / "manifest.json").is_file() or config.data.source not in FETCHED or bool(config.data.path)
+def check_at_hand(config: RunConfig, remedy: str) -> None:
+    """Refuse data that is not prepared where preparing it would fetch many gigabytes; the other is soon there."""
+    settings, vocab_size = data_settings(config, starting_point(config)), config.model.vocab_size
+    directory = data_directory(settings, vocab_size)
+    if settings.source in FETCHED and not settings.path and not (directory / MANIFEST).is_file():
+        makes = f"`{prepare_command(settings, vocab_size)}` fetches and prepares it"
+        raise DataError(f"{directory}: no prepared data there; {makes}{remedy}")

@@ -11,24 +11,30 @@ from torch import Tensor
 from quillgpt.bench.machine import Clock, Peak, best_of, matmul_peak
 from quillgpt.bench.profiling import Profile, profiled
 from quillgpt.bench.windows import Plan, Progress, Window, in_turn
+from quillgpt.errors import require
 from quillgpt.hardware import peak_memory_bytes
 from quillgpt.model.gpt import GPT
 from quillgpt.model.sizes import looked_up, parameter_count, prefill_flops
 from quillgpt.sample.generator import Generator, continued
-from quillgpt.sample.settings import SamplingSettings
+from quillgpt.sample.settings import MAX_NEW_TOKENS, MAX_SAMPLES, SamplingSettings
 
 PROMPT, NEW = "prompt tokens", "new tokens"
 PREFILL, DECODE = "prefill", "decode"
-PEAK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is written: so many samples of `new_tokens` after one prompt; longer than the context, it is encoded anew."""
+    """What is written: so many samples of `new_tokens` each, after one prompt."""
 
     samples: int = 1
     prompt_tokens: int = 512
     new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        require("samples", self.samples, 1 <= self.samples <= MAX_SAMPLES, f"1 to {MAX_SAMPLES:,}")
+        require("prompt_tokens", self.prompt_tokens, self.prompt_tokens >= 1, "1 or more")
+        is_possible = 2 <= self.new_tokens <= MAX_NEW_TOKENS
+        require("new_tokens", self.new_tokens, is_possible, f"2 to {MAX_NEW_TOKENS:,}; the prefill gives the first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +58,9 @@ class Sampling:
     threads: int
     parameters: int
     weight_bytes: int
+    samples: int
     prompt_tokens: int
+    new_tokens: int
     prefill_flops: int
     windows: tuple[Window, ...]
     peak: Peak
@@ -72,7 +80,7 @@ def measure_sampling(
     opened = [_Writer(side, task) for side in sides]
     peaks = [writer.peak() for writer in opened]
     windows = in_turn(opened, plan, progress)
-    peaks = [best_of(peak, writer.peak()) for peak, writer in zip(peaks, opened, strict=True)]
+    peaks = best_of(peaks, [writer.peak() for writer in opened])
     memory = [peak_memory_bytes(torch.device(side.device)) for side in sides]
     profiles = [
         profiled(writer, 1, device=writer.side.device, trace=trace)
@@ -86,6 +94,8 @@ def measure_sampling(
             threads=side.threads,
             parameters=parameter_count(side.model.config),
             weight_bytes=_weight_bytes(side.model),
+            samples=task.samples,
+            new_tokens=task.new_tokens,
             prompt_tokens=len(opened[number].prompt),
             prefill_flops=prefill_flops(side.model.config, len(opened[number].prompt)),
             windows=tuple(windows[number]),
@@ -132,7 +142,7 @@ class _Writer:
     def peak(self) -> Peak:
         """The measured peak with this side's threads."""
         self._take_over()
-        return matmul_peak(self.side.device, self.side.dtype, PEAK_SECONDS)
+        return matmul_peak(self.side.device, self.side.dtype)
 
     def _take_over(self) -> None:
         torch.set_num_threads(self.side.threads)

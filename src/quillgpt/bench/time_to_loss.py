@@ -17,14 +17,18 @@ from quillgpt.bench.machine import nothing_compiled_before
 from quillgpt.bench.windows import Spread
 from quillgpt.config import RunConfig, updated
 from quillgpt.data.held_out import HeldOutWindows
-from quillgpt.errors import Interrupted, NonFiniteError, Stopped, require
+from quillgpt.distributed import Ranks
+from quillgpt.errors import ConfigError, DataError, Interrupted, NonFiniteError, Stopped, require
 from quillgpt.evaluate.held_out_loss import HeldOutLoss
 from quillgpt.evaluate.held_out_text import ALL_TOKENS, NamedData
+from quillgpt.hardware import detect
 from quillgpt.run_dir import RunDirectory
 from quillgpt.run_record import read_run
+from quillgpt.tokenizer import load_tokenizer
 from quillgpt.train.loop import train
 from quillgpt.train.open_data import Data
 from quillgpt.train.progress import Screen
+from quillgpt.train.resolve import resolve
 from quillgpt.train.resume import Position, read_position
 
 
@@ -61,7 +65,6 @@ def times_to_loss(
     seeds: int,
     folder: Path,
     screen: Screen,
-    done: Callable[[Reached], None] = lambda run: None,
 ) -> list[list[Reached]]:
     """The runs of each side, one for each of so many consecutive seeds; the sides take turns, seed by seed.
 
@@ -77,10 +80,9 @@ def times_to_loss(
             seed = config.train.seed + turn
             changes = {"seed": seed, "stop_at_loss": loss, "eval_tokens": ALL_TOKENS, "eval_iters": 0}
             own = folder / f"{number}-{seed}"
+            screen.say(f"{name}, seed {seed}")
             ready = updated(config, {**changes, "out": str(own / "run"), "track": "none"}, where="quill bench")
-            run = _time_to_loss(name, ready, text, own, screen)
-            found[number].append(run)
-            done(run)
+            found[number].append(_time_to_loss(name, ready, text, own, screen))
     return found
 
 
@@ -95,10 +97,13 @@ def _time_to_loss(name: str, config: RunConfig, text: NamedData | None, folder: 
 
     run = RunDirectory(Path(config.train.out))
     held_out: HeldOutLoss | None = None
-    with _nothing_kept(), nothing_compiled_before(folder):
-        torch.compiler.reset()  # what the run before compiled
-        with contextlib.suppress(NonFiniteError):  # told by its loss, which is none
-            held_out = train(config, screen, judge=judge).held_out
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_nothing_kept())
+        if resolve(config, detect(), Ranks())[0].compile:
+            torch.compiler.reset()  # what the run before compiled
+            stack.enter_context(nothing_compiled_before(folder))
+        stack.enter_context(contextlib.suppress(NonFiniteError))  # told by its loss, which is none
+        held_out = train(config, screen, judge=judge).held_out
     position = _position(run)
     reached = Reached(
         name=name,
@@ -130,6 +135,17 @@ def _nothing_kept() -> Iterator[None]:
         yield
     except (Interrupted, Stopped) as error:
         raise type(error)("stopped before the loss was reached; nothing is kept") from None
+
+
+def judging_text(path: str, folder: Path) -> NamedData:
+    """The text that judges; one that is missing, empty or not UTF-8 is told before anything is trained."""
+    try:
+        text = NamedData(path=path)
+        text.split("val", load_tokenizer("byte"), folder / "text", 0)
+    except (ConfigError, DataError) as error:
+        told = str(error).replace("--data", "--text").replace(" or add --errors replace", "")
+        raise type(error)(told) from None
+    return text
 
 
 def spread_of(runs: Sequence[Reached], value: Callable[[Reached], float]) -> Spread | None:

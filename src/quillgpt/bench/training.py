@@ -32,7 +32,10 @@ from quillgpt.train.signals import StopRequest
 
 TOKENS = "tokens"
 PARTS = ("data", "forward", "backward", "optimizer", "logging")
-PEAK_SECONDS = 0.5  # before the windows, and again after them
+FORMULA = (
+    "MFU = tokens/s x FLOPs a token / peak; FLOPs a token = 6 N + 12 L C T (N weights without lookup tables, L layers, "
+    "C channels, T context, attention in full) [Chowdhery 2022, B]; a frozen weight under LoRA costs 4"
+)
 PROFILED_STEPS = 3
 NOT_OF_A_RUN = {"minutes": 0.0, "fresh": False, "track": "none", "eval_tasks": "", "stop_at_loss": 0.0}
 """settings that a measurement has no use for"""
@@ -76,7 +79,7 @@ def measure_training(
             opened.append(stack.enter_context(_opened(config, own, screen)))
         peaks = [side.peak() for side in opened]
         windows = in_turn(opened, plan, progress)
-        peaks = [best_of(peak, side.peak()) for peak, side in zip(peaks, opened, strict=True)]
+        peaks = best_of(peaks, [side.peak() for side in opened])
         parts = [side.parts(own) for side, own in zip(opened, windows, strict=True)]
         memory = [peak_memory_bytes(torch.device(side.choices.device)) for side in opened]
         profiles = [side.profiled(trace) for side, trace in zip(opened, traces, strict=True)] if traces else []
@@ -153,7 +156,7 @@ class _Side:
     def peak(self) -> Peak:
         """The measured peak with this side's threads and precision."""
         self._take_over()
-        return matmul_peak(self.choices.device, self.choices.dtype, PEAK_SECONDS)
+        return matmul_peak(self.choices.device, self.choices.dtype)
 
     def profiled(self, trace: Path) -> Profile:
         """A few steps under the profiler, their parts named in the trace."""

@@ -16,6 +16,7 @@ COMMANDS = {
     "doctor": ("quillgpt.cli.doctor", "compare a run with its recipe's reference band, and find what is wrong with it"),
     "report": ("quillgpt.cli.report", "what runs did: one HTML file, PNG figures, or text in the terminal"),
     "sample": ("quillgpt.cli.sample", "write text with a trained model"),
+    "bench": ("quillgpt.cli.bench", "what training, sampling and loading cost on this machine"),
     "encrypt-check": (
         "quillgpt.cli.encrypt_check",
         "compute an attention head on encrypted numbers; list what is no polynomial",

@@ -1,6 +1,6 @@
 """From a recipe's name and flags to a run's settings, each with its origin."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from quillgpt.cli.arguments import parse
@@ -35,9 +35,16 @@ class Settings:
 
 
 def load_settings(
-    arguments: list[str], *, prog: str = "quill train RECIPE", description: str = DESCRIPTION
+    arguments: list[str],
+    *,
+    prog: str = "quill train RECIPE",
+    description: str = DESCRIPTION,
+    others: Iterable[str] = ("seeds",),
 ) -> Settings:
-    """Settings from `[RECIPE] [--flag value ...]`: defaults, then the recipe, then the flags."""
+    """Settings from `[RECIPE] [--flag value ...]`: defaults, then the recipe, then the flags.
+
+    `others` are flags that the command has besides, to tell the one that a misspelt flag may mean.
+    """
     words, is_dry_run = _without_dry_run(arguments)
     recipe = words.pop(0) if words and not words[0].startswith("-") else ""
     if not recipe and not {"-h", "--help"} & set(words):
@@ -55,7 +62,7 @@ def load_settings(
         default=before_flags,
         description=description.format(recipes=", ".join(recipe_names())),
         translate=translate,
-        foreign_names=[*ALIASES, *SWITCHES, "dry_run", "seeds"],
+        foreign_names=[*ALIASES, *SWITCHES, "dry_run", *others],
         switches=["compile"],
     )
     if {"steps", "minutes"} <= given.keys() and config.train.minutes:

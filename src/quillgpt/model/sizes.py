@@ -62,7 +62,7 @@ def looked_up(config: ModelConfig) -> int:
 
 
 def prefill_flops(config: ModelConfig, tokens: int) -> int:
-    """Floating-point operations to read a prompt: a third of training's, the head counted for the one position it serves.
+    """Floating-point operations to read a prompt: a third of training's, and the head for one position.
 
     With P tokens: 2 (N - V C) P + 2 V C + 4 L C P P, attention in full as there.
     """

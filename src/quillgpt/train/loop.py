@@ -75,7 +75,7 @@ def train(config: RunConfig, screen: Screen | None = None, *, judge: Judge | Non
     """Train by the settings, or continue the run that is in `train.out`; return how it ended.
 
     Prepares missing data. A signal or Ctrl-C ends the run at a step boundary, saved, and raises `Stopped` or
-    `Interrupted`; the same call continues it, on a CPU bit for bit. `judge` gives other held-out windows than the data's.
+    `Interrupted`; the same call continues it, on a CPU bit for bit. `judge` gives other held-out windows.
 
     For example:
         config = quillgpt.load_recipe("debug", steps=50, device="cpu", out="runs/first")
