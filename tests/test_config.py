@@ -45,7 +45,7 @@ IMPOSSIBLE: list[tuple[str, object]] = [
     *(("decay_fraction", value) for value in (0, 0.0, -0.2, 1.01, math.nan, math.inf)),
     *(("dist_timeout_seconds", value) for value in (0, -1, 10**6 + 1, HUGE)),
     *((name, value) for name in STRINGS for value in ("a\0b", "\ud800")),
-    *((name, "") for name in STRINGS if name not in ("path", "eval_tasks")),
+    *((name, "") for name in STRINGS if name not in ("path", "eval_tasks", "batch_ramp")),
     *((name, value) for name in CHOICES for value in ("best", "AUTO", " auto", "x" * 10**6)),
     ("n_layer", 1001),
     ("n_head", 5),  # does not divide 768
@@ -74,6 +74,9 @@ POSSIBLE: list[tuple[str, object]] = [
     ("n_head", 768),
     ("path", ""),
     ("eval_tasks", ""),
+    ("batch_ramp", ""),
+    ("batch_ramp", "1@0"),
+    ("batch_ramp", "0.25@0,1@0.5"),
     ("out", "a folder/ünïcödé 🙂\n"),
 ]
 NAMED_INSTEAD = {"n_embd": "n_head", "lr": "min_lr"}

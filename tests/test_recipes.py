@@ -28,6 +28,11 @@ SAID = {
     "shakespeare-char": """n_layer=6 n_head=6 n_embd=384 context_length=256 dropout=0.2 bias=False
         lr=0.001 min_lr=0.0001 beta2=0.99 warmup_steps=100 steps=5000 batch_size=64 batch_tokens=0 eval_every=250
         source=shakespeare tokenizer=character""",
+    "nanogpt-cpu": """n_layer=4 n_head=4 n_embd=128 context_length=64 batch_size=12 steps=2000 bias=False
+        decay_steps=2000
+        dropout=0.0 lr=0.001 min_lr=0.0001 warmup_steps=100 beta1=0.9 beta2=0.99 weight_decay=0.1 gradient_clip=1.0
+        schedule=cosine gradient_accumulation_steps=1 source=shakespeare tokenizer=character device=cpu dtype=fp32
+        compile=off position=learned norm=layernorm mlp=gelu qk_norm=False tied_head=True optimizer=adamw""",
     "shakespeare": "source=shakespeare tokenizer=gpt2 init=scratch",
     "finetune-shakespeare": """init=gpt2 source=shakespeare tokenizer=gpt2 lr=3e-05 schedule=constant warmup_steps=0
         steps=20 batch_size=1 gradient_accumulation_steps=32 context_length=1024 dropout=0.0 weight_decay=0.1
@@ -61,6 +66,11 @@ SAID = {
     "power-python": "attention=power minutes=2 source=python lr=0.0015",
 }
 """what the header of the recipe, or its source, says"""
+
+NANOGPT_CPU = """config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1
+    --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000
+    --dropout=0.0"""
+"""the words behind `python train.py` in nanoGPT's README"""
 
 PUBLISHED = {"gpt2-124m": "gpt2", "gpt2-350m": "gpt2-medium", "gpt2-774m": "gpt2-large", "gpt2-1558m": "gpt2-xl"}
 
@@ -114,6 +124,13 @@ def test_a_recipe_begins_with_its_name_and_its_command(name: str) -> None:
 @pytest.mark.parametrize("command", [words for name in recipe_names() for words in commands(name)], ids=" ".join)
 def test_a_command_in_a_header_is_understood(command: list[str]) -> None:
     assert load_settings(command).recipe == command[0]
+
+
+def test_nanogpt_cpu_is_the_command_of_nanogpts_readme() -> None:
+    """But for what it looks at and where it runs: fp32 is all that nanoGPT computes in on a CPU."""
+    ours, theirs = flatten(load_recipe("nanogpt-cpu")), flatten(load_settings(NANOGPT_CPU.split()).config)
+    differing = {name for name in ours if ours[name] != theirs[name]}
+    assert differing == {"out", "dtype", "eval_iters", "log_every", "gradient_accumulation_steps"}
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("eval-")])

@@ -78,6 +78,18 @@ def test_in_a_pipe_the_lines_are_160_columns_and_a_value_stays_whole(
     assert len(shown) < len(flatten(RunConfig())) + 35  # a line each, titles, and what follows from them
 
 
+def test_a_growing_batch_is_told_with_its_steps_and_all_its_tokens(show: Show) -> None:
+    shown = show("debug --batch-ramp 0.25@0,0.5@0.3,1@0.6 --steps 100")
+    assert shown["batch ramp"].startswith("4 to 8 to 16 sequences")
+    assert "from steps 0, 30, 60 on" in shown["batch ramp"]
+    assert shown["tokens"].startswith(f"{(30 * 4 + 30 * 8 + 40 * 16) * 64:,} ")
+    assert "16 sequences of 64" in shown["global batch"]
+    measured = show("debug --batch-ramp 0.25@0,1@0.5 --minutes 3")
+    assert measured["batch ramp"].startswith("4 to 16 sequences")
+    assert measured["tokens"].startswith("measured first")
+    assert "batch ramp" not in show("debug")
+
+
 def test_what_follows_is_arithmetic_on_the_settings(show: Show) -> None:
     shown = show(
         "debug --block_size=32 --batch_size=6 --gradient_accumulation_steps=5 --steps 7 --device cpu --threads 1"

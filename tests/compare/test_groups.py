@@ -18,6 +18,7 @@ RESOLVED = {"batch_tokens", "batch_size", "gradient_accumulation_steps", "minute
 """settings in whose place a run's environment.json says what they came to"""
 AS_ASKED = sorted(DEBUG.keys() - RESOLVED - NOT_THE_EXPERIMENT - {"seed"})
 OTHER_TEXT = {
+    "batch_ramp": "0.5@0,1@0.5",
     "float32_matmul_precision": "highest",
     "init": "gpt2",
 }

@@ -49,7 +49,7 @@ def line(step: int, **more: Any) -> dict[str, Any]:
 def shown(*, is_terminal: bool, steps: int = 100) -> str:
     output = io.StringIO()
     screen = Terminal(Console(file=output, force_terminal=is_terminal, width=110, highlight=False, color_system=None))
-    with screen.training(Path("runs/x"), MODEL, CHOICES, REASONS, Position(steps=steps)):
+    with screen.training(Path("runs/x"), MODEL, CHOICES, REASONS, Position(steps=steps, rows=8)):
         for step in range(1, steps + 1):
             screen.step(line(step, **({"held_out_loss": 4.25, "held_out_bits_per_byte": 1.5} if step == 60 else {})))
         screen.say("a note")
@@ -102,7 +102,7 @@ def test_the_score_of_a_task_is_shown(is_terminal: bool) -> None:
     output = io.StringIO()
     screen = Terminal(Console(file=output, force_terminal=is_terminal, width=110, highlight=False, color_system=None))
     scores = {"piqa_accuracy_norm": 0.615, "piqa_accuracy_norm_standard_error": 0.034}
-    with screen.training(Path("runs/x"), MODEL, CHOICES, REASONS, Position(steps=2)):
+    with screen.training(Path("runs/x"), MODEL, CHOICES, REASONS, Position(steps=2, rows=8)):
         screen.step(line(1, held_out_loss=4.25, held_out_bits_per_byte=1.5, **scores))
         screen.step(line(2))  # stays in the live view
     assert re.search(r"piqa +0\.615 ± 0\.034", output.getvalue())
@@ -120,7 +120,7 @@ def test_every_choice_is_shown_with_its_reason(is_terminal: bool) -> None:
 def test_with_lora_the_header_says_how_much_is_trained() -> None:
     output = io.StringIO()
     screen = Terminal(Console(file=output, width=110))
-    with screen.training(Path("runs/x"), MODEL, CHOICES, REASONS, Position(steps=1), lora_rank=2):
+    with screen.training(Path("runs/x"), MODEL, CHOICES, REASONS, Position(steps=1, rows=8), lora_rank=2):
         pass
     # 2 * (in + out), for layers of 16 to 48, 16 to 16, 16 to 64 and 64 to 16
     assert re.search(r"trained +512 parameters +LoRA of rank 2; the model.s own are frozen", output.getvalue())
@@ -155,7 +155,7 @@ def test_a_curve_of_odd_values_does_not_fail(values: list[float]) -> None:
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Quiet()
-    with screen.training(Path("runs/x"), MODEL, CHOICES, REASONS, Position(steps=1)):
+    with screen.training(Path("runs/x"), MODEL, CHOICES, REASONS, Position(steps=1, rows=8)):
         screen.step(line(1))
         screen.say("hush")
     assert capsys.readouterr().out == ""

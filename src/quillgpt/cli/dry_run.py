@@ -17,6 +17,7 @@ from quillgpt.hardware import detect
 from quillgpt.model.lora import adapter_parameter_count
 from quillgpt.model.sizes import flops_per_token, parameter_count
 from quillgpt.tokenizer import TOKENIZERS, load_tokenizer
+from quillgpt.train.batch_ramp import pieces, rows_in_all, stage_rows
 from quillgpt.train.resolve import estimated_memory_bytes, resolve
 from quillgpt.train.starting_point import begun, data_settings, starting_point
 
@@ -75,7 +76,7 @@ def consequence_rows(config: RunConfig) -> list[Row]:
     choices, reasons = resolve(config, machine, ranks)
     model, minutes = config.model, config.train.minutes
     tokens_per_step = choices.rows * model.context_length
-    tokens = config.train.steps * tokens_per_step
+    tokens = rows_in_all(config.train.batch_ramp, rows=choices.rows, steps=config.train.steps) * model.context_length
     micro_batches = -(-choices.rows // (choices.batch_size * ranks.world_size))
     kind = choices.device.partition(":")[0]
     rank = config.lora.lora_rank
@@ -100,6 +101,8 @@ def consequence_rows(config: RunConfig) -> list[Row]:
         ("threads", str(choices.threads), reasons["threads"]),
         ("compile", "on" if choices.compile else "off", reasons["compile"]),
     ]
+    if config.train.batch_ramp:
+        rows.insert(6, ramp_row(config, choices.rows))
     if rank:
         trained = f"{adapter_parameter_count(model, rank):,}"
         rows.insert(2, ("trained", trained, f"parameters of the LoRA adapters of rank {rank}; the others are frozen"))
@@ -107,6 +110,18 @@ def consequence_rows(config: RunConfig) -> list[Row]:
         measured = ("measured first", f"as many steps as fit into {minutes:g} minutes")
         rows = [(name, *(measured if name in ("tokens", "epochs") else rest)) for name, *rest in rows]
     return [("what follows", "", "", ""), *((name, value, "", reason) for name, value, reason in rows)]
+
+
+def ramp_row(config: RunConfig, whole: int) -> tuple[str, str, str]:
+    """How the batch grows to the whole one, and when: by step, or by share where the steps are still to be measured."""
+    train = config.train
+    stages = pieces(train.batch_ramp, rows=whole, steps=train.steps)
+    begins = ", ".join(f"{step:,}" for step, _ in stages)
+    when = f"from steps {begins} on, the rate by the root of the share"
+    if train.minutes:
+        stages = [(0, rows) for rows in stage_rows(train.batch_ramp, whole)]
+        when = "from the shares of the steps in batch_ramp on, the rate by the root of the share"
+    return "batch ramp", " to ".join(f"{rows:,}" for _, rows in stages) + " sequences", when
 
 
 def prepared_data(config: RunConfig) -> tuple[TokenDataset | None, tuple[str, str, str]]:

@@ -11,7 +11,7 @@ def check_each(config: Any) -> None:
     for setting in dataclasses.fields(config):
         name, value = setting.name, getattr(config, setting.name)
         check_type(name, value, type(setting.default))
-        require(name, value, value != "" or name in ("path", "eval_tasks"), "something")
+        require(name, value, value != "" or name in ("path", "eval_tasks", "batch_ramp"), "something")
 
 
 def check(config: Any, name: str, holds: bool, expected: str) -> None:

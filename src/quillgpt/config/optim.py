@@ -28,7 +28,7 @@ class OptimConfig:
     decay_steps: int = 0
     """step at which min_lr is reached; 0: the last step"""
     decay_fraction: float = 0.2
-    """share of the steps that the wsd schedule decays over"""
+    """share of the steps after warm-up that the wsd schedule decays over, at the end"""
     weight_decay: float = 0.1
     """decoupled weight decay, on matrices only"""
     beta1: float = 0.9

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from quillgpt.config.batch_ramp import batch_stages
 from quillgpt.config.checks import check, check_choice, check_each
 
 
@@ -19,6 +20,8 @@ class TrainConfig:
     """sequences in a micro-batch; 0: as many as memory holds, at most 32"""
     gradient_accumulation_steps: int = 0
     """micro-batches in one step over all ranks when batch_tokens is 0; 0: 1"""
+    batch_ramp: str = ""
+    """a batch that grows: its shares @ shares of the steps, as 0.25@0,0.5@0.3,1@0.6; empty: none"""
     seed: int = 1337
     """start of initial weights, data order and dropout"""
     init: str = "scratch"
@@ -74,6 +77,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_each(self)
+        batch_stages(self.batch_ramp)
         counts = ("steps", "batch_tokens", "batch_size", "gradient_accumulation_steps", "eval_every", "eval_iters")
         for name in (*counts, "save_every", "sample_every", "seed"):
             check(self, name, getattr(self, name) >= 0, "at least 0")

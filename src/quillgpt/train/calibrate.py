@@ -11,6 +11,7 @@ from quillgpt.config import RunConfig
 from quillgpt.evaluate.held_out_loss import evaluate_held_out
 from quillgpt.model.gpt import GPT
 from quillgpt.optim import build_optimizer
+from quillgpt.train.batch_ramp import stage_rows, steps_within
 from quillgpt.train.open_data import Data
 from quillgpt.train.resolve import DTYPES, Choices
 from quillgpt.train.update import Wrapped, gradients, wrap
@@ -20,21 +21,31 @@ MEASURE_SECONDS = 5.0
 FEWEST_STEPS = 3
 
 
-def steps_for_minutes(config: RunConfig, choices: Choices, model: GPT, data: Data) -> int:
-    """Steps after which training, with its evaluations, has taken about `minutes` here; at least 1.
+def steps_for_minutes(config: RunConfig, choices: Choices, model: GPT, data: Data, *, first: int = 0) -> int:
+    """Steps after which training, with its evaluations, has taken about `minutes` here, from step `first`; at least 1.
 
-    Model and optimizer are copies, the tokens are drawn for it, and torch's random state is put back.
+    Model and optimizer are copies, the tokens are drawn for it, and torch's random state is put back. Of a batch that
+    grows every size is measured.
     """
+    sizes = stage_rows(config.train.batch_ramp, choices.rows)
     with torch.random.fork_rng(enabled=True):
-        seconds_per_step = _step_seconds(config, choices, model)
+        seconds = {
+            rows: _step_seconds(config, replace(choices, rows=rows), model, patience=1 / len(sizes)) for rows in sizes
+        }
         seconds_per_evaluation = _evaluation_seconds(choices, model, data)
     budget = 60.0 * config.train.minutes - seconds_per_evaluation  # the last evaluation is always made
     every = config.train.eval_every
-    cost = seconds_per_step + (seconds_per_evaluation / every if every else 0.0)
-    return max(1, int(budget / cost))
+    return steps_within(
+        budget,
+        ramp=config.train.batch_ramp,
+        rows=choices.rows,
+        first=first,
+        seconds=seconds.__getitem__,
+        besides=seconds_per_evaluation / every if every else 0.0,
+    )
 
 
-def _step_seconds(config: RunConfig, choices: Choices, model: GPT) -> float:
+def _step_seconds(config: RunConfig, choices: Choices, model: GPT, *, patience: float) -> float:
     trial = copy.deepcopy(model)
     optimizer = build_optimizer(trial, config.optim)
     wrapped: Wrapped = wrap(trial, choices)
@@ -43,7 +54,7 @@ def _step_seconds(config: RunConfig, choices: Choices, model: GPT) -> float:
     tokens = torch.randint(trial.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
     times: list[float] = []
     began = time.perf_counter()
-    while len(times) < FEWEST_STEPS or time.perf_counter() - began < WARMUP_SECONDS + MEASURE_SECONDS:
+    while len(times) < FEWEST_STEPS or time.perf_counter() - began < patience * (WARMUP_SECONDS + MEASURE_SECONDS):
         started = time.perf_counter()
         gradients(
             wrapped,
@@ -58,7 +69,7 @@ def _step_seconds(config: RunConfig, choices: Choices, model: GPT) -> float:
         torch.nn.utils.clip_grad_norm_(trial.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if started - began >= WARMUP_SECONDS or not times:
+        if started - began >= patience * WARMUP_SECONDS or not times:
             times.append(time.perf_counter() - started)
     first_quartile, _, _ = statistics.quantiles(times[1:], n=4, method="inclusive")
     return first_quartile  # what other programs take for a moment is not the step's own time

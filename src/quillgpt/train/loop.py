@@ -21,6 +21,7 @@ from quillgpt.optim import state_tensors
 from quillgpt.optim.schedules import learning_rate, momentum
 from quillgpt.run_dir import RunDirectory, config_toml
 from quillgpt.train.band_watch import BandWatch
+from quillgpt.train.batch_ramp import rate_share
 from quillgpt.train.eval_only import evaluate_only, held_out_of
 from quillgpt.train.guard import Guard, check_weights, stop_unless_finite
 from quillgpt.train.kernel_statistics import KernelMonitor
@@ -191,6 +192,7 @@ def one_step(
         loss, stop, interrupt = _agree(loss_sum, request.signal, ranks, choices.device)
     loss /= target_count
     lr = learning_rate(number, position.steps, config.optim)
+    lr *= rate_share(parts.schedule.rows_at(number), choices.rows)
     with clock("optimizer"):
         norm, applied = apply_update(
             parts.wrapped,

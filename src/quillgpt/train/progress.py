@@ -102,7 +102,7 @@ class Terminal:
         self._held_out: Mapping[str, Any] = {}
         self._best: float = math.inf
         self._band_told = ""  # on the last plain line, so that it is not said on every one
-        self._first_step = self._last_step = 0
+        self._first_step = self._last_step = self._last_token = 0
 
     def say(self, text: str) -> None:
         """Show one line that stays, above the live view."""
@@ -125,6 +125,7 @@ class Terminal:
         """Print the choices; hold the live view for the length of the block, and leave its last state standing."""
         self._console.print(choices_table(run, model, choices, reasons, position, lora_rank))
         self._first_step, self._last_step = position.step, position.steps
+        self._last_token = position.schedule(model.context_length).position(position.steps)
         if position.best_loss is not None:
             self._best = position.best_loss
         if not self._console.is_terminal:
@@ -146,8 +147,7 @@ class Terminal:
 
     def _seconds_left(self, line: Mapping[str, Any]) -> float:
         per_token = line["tokens_per_second"]
-        tokens_per_step = line["tokens"] / line["step"]
-        return (self._last_step - line["step"]) * tokens_per_step / per_token if per_token else 0.0
+        return max(0, self._last_token - line["tokens"]) / per_token if per_token else 0.0
 
     def _plain(self, line: Mapping[str, Any]) -> str:
         text = f"step {line['step']:>7,}/{self._last_step:,}  loss {line['loss']:.4f}  lr {line['lr']:.2e}"
@@ -217,6 +217,10 @@ def choices_table(
         ("threads", str(choices.threads), reasons["threads"]),
         ("compile", "on" if choices.compile else "off", reasons["compile"]),
     ]
+    if position.row_changes:
+        begins = ", ".join(f"{step:,}" for step, _ in position.row_changes)
+        sizes = " to ".join(f"{rows:,}" for rows in (position.rows, *(rows for _, rows in position.row_changes)))
+        rows.insert(3, ("ramp", f"{sizes} rows", f"sequences of a step, from steps 0, {begins} on"))
     if lora_rank:
         trained = f"{adapter_parameter_count(model, lora_rank):,} parameters"
         rows.insert(2, ("trained", trained, f"LoRA of rank {lora_rank}; the model's own are frozen"))

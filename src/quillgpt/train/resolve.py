@@ -26,6 +26,7 @@ from quillgpt.model.sizes import parameter_count
 from quillgpt.optim import OPTIMIZERS
 from quillgpt.optim.schedules import SCHEDULES
 from quillgpt.train.attention_memory import attention_bytes
+from quillgpt.train.batch_ramp import smallest_rows
 from quillgpt.train.track import TRACKERS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -64,7 +65,7 @@ def resolve(config: RunConfig, machine: Machine, ranks: Ranks) -> tuple[Choices,
         check_compile_backend(train.compile_backend)
     batch_size, batch_reason = choose_batch_size(config, kind, dtype, machine, ranks)
     rows = global_rows(train, config.model, batch_size)
-    check_rows(rows, ranks)
+    check_rows(smallest_rows(train.batch_ramp, rows), ranks)
     batch_size = min(batch_size, -(-rows // ranks.world_size))
     choices = Choices(
         device=device,

@@ -8,6 +8,7 @@ from typing import Any
 
 from quillgpt.checkpoint import CONFIG, RESOLVED, STATE, Checkpoint
 from quillgpt.config import RunConfig, flatten, group_of, updated
+from quillgpt.data.loader import BatchSchedule
 from quillgpt.errors import CheckpointError
 from quillgpt.recipes import read_toml
 from quillgpt.train.resolve import Choices
@@ -49,6 +50,11 @@ class Position:
         if math.isfinite(loss):
             self.unlogged_loss += loss
             self.unlogged_steps += 1
+
+    def schedule(self, context_length: int) -> BatchSchedule:
+        """The rows of every step: those that were, and those planned."""
+        changes = tuple((step, rows) for step, rows in self.row_changes)
+        return BatchSchedule(context_length=context_length, rows=self.rows, changes=changes)
 
     @property
     def mean_loss(self) -> float:

@@ -26,6 +26,7 @@ from quillgpt.model.sizes import parameter_count
 from quillgpt.optim import build_optimizer, load_state_tensors
 from quillgpt.pretrained.adapted import Adapter
 from quillgpt.run_dir import RUNS, RunDirectory, config_toml, cut_metrics
+from quillgpt.train.batch_ramp import continued, pieces, smallest_rows
 from quillgpt.train.calibrate import steps_for_minutes
 from quillgpt.train.open_data import Data, open_data
 from quillgpt.train.progress import Screen
@@ -84,12 +85,13 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
     data = open_data(config, source, ranks, screen)
     choices = dataclasses.replace(choices, rows=from_first(choices.rows, ranks, torch.device(choices.device)))
     position, choices = _begin(config, choices, found, data, say)
-    check_rows(choices.rows, ranks)
+    check_rows(smallest_rows(config.train.batch_ramp, choices.rows), ranks)
     _check_same_start(run, position, choices, ranks)
     set_up_torch(choices.device, threads=choices.threads, matmul_precision=choices.matmul_precision)
     shape = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
     model, adapter = starting_model(config, shape, choices.device, source, found)
     position.steps = _steps(config, position, choices, ranks, model, data, say)
+    _follow_ramp(position, config.train.batch_ramp, choices.rows)
     started = time.perf_counter()
     wrapped, choices = wrap_or_fall_back(model, choices, ranks, say)
     compile_seconds = time.perf_counter() - started if choices.compile else 0.0
@@ -98,11 +100,7 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
         load_state_tensors(optimizer, model, found.tensors(checkpoint.OPTIMIZER).items())
         if wrapped.scaler is not None and position.scaler:
             wrapped.scaler.load_state_dict(position.scaler)
-    schedule = BatchSchedule(
-        context_length=config.model.context_length,
-        rows=position.rows,
-        changes=tuple((step, rows) for step, rows in position.row_changes),
-    )
+    schedule = position.schedule(config.model.context_length)
     loader = BatchLoader(
         data.train, context_length=config.model.context_length, schedule=schedule, seed=config.train.seed
     )
@@ -136,10 +134,14 @@ def _begin(
         position.steps = 0  # to be decided again
     if "stop_at_loss" in changes:
         position.has_reached_loss = False
-    rows_now = position.row_changes[-1][1] if position.row_changes else position.rows
-    if choices.rows != rows_now:
-        position.row_changes.append([position.step, choices.rows])
     return position, choices
+
+
+def _follow_ramp(position: Position, ramp: str, rows: int) -> None:
+    """Keep the batches of the steps that are done, and plan those that follow, now that all steps are known."""
+    done = [(0, position.rows), *((step, size) for step, size in position.row_changes)] if position.step else []
+    (_, position.rows), *changes = continued(done, pieces(ramp, rows=rows, steps=position.steps), position.step)
+    position.row_changes = [list(piece) for piece in changes]
 
 
 def _check_same_start(run: RunDirectory, position: Position, choices: Choices, ranks: Ranks) -> None:
@@ -158,7 +160,7 @@ def _steps(
         return position.steps
     if not config.train.minutes:
         return config.train.steps
-    steps = steps_for_minutes(config, choices, model, data) if ranks.is_first else 0
+    steps = steps_for_minutes(config, choices, model, data, first=position.step) if ranks.is_first else 0
     steps = position.step + from_first(steps, ranks, torch.device(choices.device))
     say(f"{config.train.minutes:g} minutes are about {steps - position.step:,} steps here; training to step {steps:,}")
     return steps

@@ -30,7 +30,7 @@ def defining_settings(config: RunConfig) -> dict[str, Scalar]:
     settings = flatten(config)
     shape = {name: settings[name] for name, group in group_of().items() if group == "model"}
     shape["attention"] = THE_SAME.get(config.model.attention, config.model.attention)
-    others = {name: settings[name] for name in ("optimizer", "init", "lora_rank")}
+    others = {name: settings[name] for name in ("optimizer", "init", "lora_rank", "batch_ramp")}
     return shape | others | {"tokens_per_step": tokens_per_step(config)}
 
 
