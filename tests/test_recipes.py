@@ -53,6 +53,11 @@ SAID = {
     "fineweb-edu-124m": """n_layer=12 n_head=12 n_embd=768 context_length=1024 dropout=0.0 bias=True
         lr=0.0006 min_lr=6e-05 beta1=0.9 beta2=0.95 weight_decay=0.1 gradient_clip=1.0 batch_tokens=524288
         source=fineweb-edu subset=sample-10BT""",
+    "modern-124m": """n_layer=12 n_head=6 n_embd=768 context_length=1024 optimizer=muon lr=0.025 embedding_lr=0.7
+        head_lr=0.004 scalar_lr=0.015 weight_decay=0.05 beta1=0.8 beta2=0.95 eps=1e-10 momentum=0.95 schedule=wsd
+        decay_fraction=0.7 min_lr=0.0 warmup_steps=0 steps=3250 batch_tokens=524288 logit_softcap=15.0 tied_head=False
+        mlp=relu2 norm=rmsnorm position=rotary qk_norm=True bias=False source=fineweb-edu value_embeddings=False""",
+    "modern-124m-1gpu": "batch_size=16 batch_tokens=524288 steps=3250 lr=0.025",
     "fineweb-edu-124m-3x": "lr=0.0018 min_lr=0.00018 batch_tokens=524288 source=fineweb-edu",
     "one-layer": "n_layer=1 n_head=1 source=python tokenizer=byte attention=softmax",
     "gaussian-124m": "attention=gaussian n_layer=12 n_head=12 n_embd=768 lr=0.0006 steps=600000 batch_tokens=491520",
@@ -154,13 +159,15 @@ VARIANTS = {
     "gaussian-poly-python": {"attention"},
     "pointwise-python": {"attention"},
     "power-python": {"attention"},
+    "modern-124m-1gpu": {"batch_size"},
 }
-"""what each changes of gpt2-124m or python"""
+"""what each changes of gpt2-124m, python or modern-124m"""
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_changes_its_base_in_what_it_says_and_nothing_else(name: str) -> None:
-    base = flatten(load_recipe("gpt2-124m" if name.endswith("124m") else "python"))
+    bases = {"modern-124m-1gpu": "modern-124m"}
+    base = flatten(load_recipe(bases.get(name, "gpt2-124m" if name.endswith("124m") else "python")))
     ours = flatten(load_recipe(name))
     assert {setting for setting in base if ours[setting] != base[setting]} - {"out"} == VARIANTS[name]
 

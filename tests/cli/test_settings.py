@@ -28,7 +28,7 @@ def refusal(*words: str) -> str:
         load_settings(list(words))
     message = str(caught.value)
     assert message.isprintable()
-    assert len(message) < 500
+    assert len(message) < 700
     return message
 
 

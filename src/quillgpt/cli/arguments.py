@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import io
 import typing
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -26,7 +26,7 @@ def parse(
     *,
     prog: str,
     description: str | None = None,
-    default: Callable[[Collection[str]], Schema] | None = None,
+    default: Callable[[Mapping[str, str]], Schema] | None = None,
     translate: Translate = lambda name, value: {name: value},
     foreign_names: Iterable[str] = (),
     switches: Iterable[str] = (),
@@ -38,7 +38,7 @@ def parse(
     settings that can be given like a boolean (`--compile`, `--no-compile`). A mistake is a `ConfigError`; `--help`
     prints and exits.
     """
-    tokens, given = _Flags(schema, translate, foreign_names, switches, prog).canonical(arguments)
+    tokens, given, values = _Flags(schema, translate, foreign_names, switches, prog).canonical(arguments)
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
@@ -47,7 +47,7 @@ def parse(
                 prog=prog,
                 description=description,
                 args=tokens,
-                default=schema() if default is None else default(given.keys()),
+                default=schema() if default is None else default(values),
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
             )
     except SystemExit as stop:
@@ -83,10 +83,11 @@ class _Flags:
         self._prog = prog
         self._takes_words = "Positional" in repr(typing.get_type_hints(schema, include_extras=True))
 
-    def canonical(self, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-        """Rewrite the flags to their one form; return them with the settings they gave."""
+    def canonical(self, arguments: list[str]) -> tuple[list[str], dict[str, str], dict[str, str]]:
+        """Rewrite the flags to their one form; return them, the flag of each setting they gave, and its value."""
         tokens: list[str] = []
         given: dict[str, str] = {}
+        values: dict[str, str] = {}
         rest = list(arguments)
         while rest:
             token = rest.pop(0)
@@ -101,8 +102,9 @@ class _Flags:
                 value = self._next_value(name, flag, rest)
             for setting, translated in self._translate(name, value).items():
                 given[setting] = flag
-                tokens.append(f"--{setting.replace('_', '-')}={self._checked(setting, flag, str(translated))}")
-        return tokens, given
+                values[setting] = self._checked(setting, flag, str(translated))
+                tokens.append(f"--{setting.replace('_', '-')}={values[setting]}")
+        return tokens, given, values
 
     def _is_switch(self, name: str) -> bool:
         """Whether a flag may stand without a value, for true: a boolean of ours, or of theirs."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from quillgpt.cli.output import run_console
 from quillgpt.cli.prepare import progress_display
-from quillgpt.cli.settings import Settings
+from quillgpt.cli.settings import Settings, without_number
 from quillgpt.config import RunConfig, flatten, updated
-from quillgpt.errors import ConfigError, Interrupted, NonFiniteError, Stopped, shown
+from quillgpt.errors import ConfigError, Interrupted, NonFiniteError, Stopped
 from quillgpt.run_dir import RunDirectory
 
 if TYPE_CHECKING:
@@ -25,18 +25,7 @@ MOST = 1000
 
 def without_seeds(arguments: list[str]) -> tuple[list[str], int]:
     """The other arguments, and how many seeds --seeds asks for, 0 without it; it is no setting of a run."""
-    seeds, rest, words = 0, [], list(arguments)
-    while words:
-        flag, has_value, value = words.pop(0).partition("=")
-        if flag != FLAG:
-            rest.append(flag + has_value + value)
-            continue
-        if not has_value:
-            value = words.pop(0) if words else ""
-        if not re.fullmatch(r"[0-9]{1,4}", value) or not 1 <= int(value) <= MOST:
-            raise ConfigError(f"{FLAG} {shown(value)} is not possible: expected a whole number from 1 to {MOST:,}")
-        seeds = int(value)
-    return rest, seeds
+    return without_number(arguments, FLAG, most=MOST)
 
 
 def repeats(settings: Settings, seeds: int) -> list[RunConfig]:

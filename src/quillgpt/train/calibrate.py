@@ -21,7 +21,7 @@ MEASURE_SECONDS = 5.0
 FEWEST_STEPS = 3
 
 
-def steps_for_minutes(config: RunConfig, choices: Choices, model: GPT, data: Data, *, first: int = 0) -> int:
+def steps_for_minutes(config: RunConfig, choices: Choices, model: GPT, data: Data, first: int = 0) -> int:
     """Steps after which training, with its evaluations, has taken about `minutes` here, from step `first`; at least 1.
 
     Model and optimizer are copies, the tokens are drawn for it, and torch's random state is put back. Of a batch that

@@ -160,7 +160,7 @@ def _steps(
         return position.steps
     if not config.train.minutes:
         return config.train.steps
-    steps = steps_for_minutes(config, choices, model, data, first=position.step) if ranks.is_first else 0
+    steps = steps_for_minutes(config, choices, model, data, position.step) if ranks.is_first else 0
     steps = position.step + from_first(steps, ranks, torch.device(choices.device))
     say(f"{config.train.minutes:g} minutes are about {steps - position.step:,} steps here; training to step {steps:,}")
     return steps
