@@ -38,9 +38,14 @@ def config_toml(config: RunConfig) -> str:
     return tomli_w.dumps(tables)
 
 
+def runs_in(runs: Path = RUNS) -> set[Path]:
+    """The runs in a directory that have saved something."""
+    return {path.parents[2] for path in runs.glob("*/checkpoints/[!.]*/manifest.json")}
+
+
 def newest_run(runs: Path = RUNS) -> Path:
     """The run that was saved last; a `CheckpointError` says how to make one."""
-    candidates = {path.parents[2] for path in runs.glob("*/checkpoints/[!.]*/manifest.json")}
+    candidates = runs_in(runs)
     if not candidates:
         raise CheckpointError(f"no run in {runs}/; train one first, for example `quill train python --minutes 2`")
     return max(candidates, key=lambda path: (path / "checkpoints").stat().st_mtime)

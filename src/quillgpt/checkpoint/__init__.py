@@ -1,5 +1,6 @@
 """Checkpoints: how they are written and found (`stored.py`), and how a model is opened (`opened.py`)."""
 
+from quillgpt.checkpoint.in_the_box import IN_THE_BOX
 from quillgpt.checkpoint.opened import as_source, base_of, load_model, open_model
 from quillgpt.checkpoint.stored import (
     ADAPTER,
@@ -26,6 +27,7 @@ from quillgpt.checkpoint.stored import (
 __all__ = [
     "ADAPTER",
     "CONFIG",
+    "IN_THE_BOX",
     "MANIFEST",
     "MODEL",
     "OPTIMIZER",

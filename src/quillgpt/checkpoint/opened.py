@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from quillgpt.checkpoint.in_the_box import place_of
 from quillgpt.checkpoint.stored import ADAPTER, MODEL, TOKENIZER, Checkpoint, find
 from quillgpt.config import ModelConfig
 from quillgpt.model.gpt import GPT
@@ -15,9 +16,10 @@ from quillgpt.tokenizer import Tokenizer, load_tokenizer
 def open_model(where: str | Path) -> Source:
     """The model that a user means: a run or checkpoint directory, or what `open_foreign` knows.
 
-    gpt2, gpt2-medium, gpt2-large, gpt2-xl: OpenAI's; a Hugging Face directory; nanoGPT's ckpt.pt or its directory.
-    Nothing is fetched, and no tensor read, before the weights are wanted.
+    gpt2, gpt2-medium, gpt2-large, gpt2-xl: OpenAI's; quill-python: the model in the box; a Hugging Face directory;
+    nanoGPT's ckpt.pt or its directory. Nothing is fetched, and no tensor read, before the weights are wanted.
     """
+    where = place_of(where)
     foreign = open_foreign(where)
     if foreign is not None:
         return foreign
@@ -49,7 +51,7 @@ def base_of(checkpoint: Checkpoint, adapter: Adapter) -> Source:
 def load_model(where: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:
     """The model, in evaluation mode, and the tokenizer of a run, a published model or another project's file.
 
-    `open_model` says what `where` may be, gpt2 and ckpt.pt among it; docs/pretrained.md tells more. The weights are
+    `open_model` says what `where` may be, gpt2, ckpt.pt and quill-python among it; docs/pretrained.md tells more. The weights are
     fp32. A tokenizer that is missing is told when it is first used.
 
     For example:

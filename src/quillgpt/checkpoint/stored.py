@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 
 from quillgpt import files
+from quillgpt.checkpoint.in_the_box import IN_THE_BOX
 from quillgpt.config import ModelConfig
 from quillgpt.errors import CheckpointError, ConfigError, nearest
 from quillgpt.model.gpt import GPT
@@ -237,8 +238,9 @@ def find(where: str | Path, *, model_only: bool = False) -> Checkpoint:
         verify(checkpoint, model_only=model_only)
         return checkpoint
     if not path.is_dir():
-        known = f"runs are under runs/, published models are {', '.join(PUBLISHED)}"
-        raise CheckpointError(f"{path}: no such run or checkpoint directory{nearest(str(where), PUBLISHED)}; {known}")
+        known = f"runs are under runs/, published models are {', '.join(PUBLISHED)}, with quill comes {IN_THE_BOX}"
+        meant = nearest(str(where), [*PUBLISHED, IN_THE_BOX])
+        raise CheckpointError(f"{path}: no such run or checkpoint directory{meant}; {known}")
     checkpoints = committed(RunDirectory(path))
     damage = ""
     while checkpoints:

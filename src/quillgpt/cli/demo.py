@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DESCRIPTION = """\
-Train the recipe `python` for two minutes, compare it with file compressors, and read what it writes.
+Train the recipe `modern-python` for two minutes, compare it with file compressors, and read what it writes.
 
 With --dry-run nothing is trained or written: it shows every setting with its value, origin and meaning, and what \
 follows from them."""
@@ -26,19 +26,20 @@ SAMPLE_TOKENS = 120
 NEXT = """\
 what to do next
   more of this model        quill sample {run} -p "import" -m 300
-  more minutes              quill train python --minutes 10 --out {run}
-  your own text             quill train python --source text --path my_folder --out runs/mine
+  one that trained longer   quill sample quill-python -p "import" -m 300
+  more minutes              quill train modern-python --minutes 10 --out {run}
+  your own text             quill train modern-python --source text --path my_folder --out runs/mine
   OpenAI's GPT-2            quill sample gpt2 -p "Once upon a time"    (fetches 550 MB, once)
   GPT-2 from scratch        quill train gpt2-124m --dry-run
-  every setting explained   quill train python --dry-run
+  every setting explained   quill train modern-python --dry-run
   the tests                 make test"""
 
 
 def main(arguments: list[str]) -> int:
-    """Train the `python` recipe (flags change it), compare with file compressors, print samples."""
+    """Train the recipe `modern-python` (flags change it), compare with file compressors, print samples."""
     from rich.text import Text
 
-    settings = load_settings(["python", *arguments], prog="quill demo", description=DESCRIPTION)
+    settings = load_settings(["modern-python", *arguments], prog="quill demo", description=DESCRIPTION)
     config = settings.config
     if not settings.origins["out"].startswith("flag"):
         config = updated(config, {"out": str(unfinished_run(Path("runs")))}, where="--out")

@@ -34,7 +34,8 @@ class SampleOptions:
     """Write text with a trained model."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[RUN]")] = ""
-    """run, checkpoint, gpt2 ... gpt2-xl, Hugging Face directory or ckpt.pt; nothing: the newest run under runs/"""
+    """run, checkpoint, gpt2 ... gpt2-xl, quill-python, Hugging Face directory or ckpt.pt; nothing: the newest run under
+    runs/, or where there is none quill-python, the small model in the box"""
     prompt: Annotated[str, tyro.conf.arg(aliases=["-p"])] = ""
     """text to continue; FILE:PATH reads a file, - standard input; nothing: a new document"""
     max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = SamplingSettings.max_new_tokens
@@ -155,11 +156,14 @@ def _placement(options: SampleOptions) -> "tuple[torch.device, torch.dtype]":
 
 
 def _trained(where: str) -> "tuple[GPT, Tokenizer]":
-    from quillgpt.checkpoint import load_model
-    from quillgpt.run_dir import RUNS, newest_run
+    from quillgpt.checkpoint import IN_THE_BOX, load_model
+    from quillgpt.run_dir import RUNS, newest_run, runs_in
 
     if where:
         return load_model(where)
+    if not runs_in(RUNS):
+        _say(f"no run in {RUNS}/ yet: this is {IN_THE_BOX}, the small model in the box; it writes Python, or tries to")
+        return load_model(IN_THE_BOX)
     newest = newest_run(RUNS)
     _say(f"the newest run: {newest}")
     return load_model(newest)
