@@ -116,16 +116,22 @@ def test_the_sides_take_turns_and_each_has_its_own_settings(
     assert small.parameters < other.parameters
     assert (small.peak.dtype, other.peak.dtype) == ("fp32", "bf16")
     before_steps = [word for word, after in itertools.pairwise(done) if after == "step" != word]
-    assert before_steps == ["1", "1", "2", "2", "1", "2", "2", "1", "1", "2"]  # two to warm up each; then a b, b a, a b
+    turns = [word for word, _ in itertools.groupby(before_steps)]
+    assert turns == ["1", "2", "1", "2", "1", "2"]  # both warm up; then a b, b a, a b
 
 
-def test_what_a_measurement_has_no_use_for_is_left_out(small_run: RunConfig, tmp_path: Path) -> None:
-    config = changed(small_run, minutes=5.0, steps=7, stop_at_loss=9.0, eval_tasks="piqa")
+def test_what_a_measurement_has_no_use_for_is_left_out(
+    small_run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> int:
+        raise AssertionError("minutes were measured")
+
+    monkeypatch.setattr("quillgpt.train.setup.steps_for_minutes", refused)
+    config = changed(small_run, minutes=5.0, track="wandb", eval_tasks="piqa", out=str(tmp_path / "kept"))
     (found,) = measure_training([("small", config)], Plan(windows=1, seconds=0.01, warmup=0), tmp_path, Quiet())
     assert found.windows
-    written = RunDirectory(tmp_path / "0" / "run")
-    assert not list(written.checkpoints.glob("*"))
-    assert not Path(small_run.train.out).exists()
+    assert not list(RunDirectory(tmp_path / "0" / "run").checkpoints.glob("*"))
+    assert not (tmp_path / "kept").exists()
 
 
 def test_a_loss_that_is_none_ends_it(small_run: RunConfig, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from quillgpt.errors import require
 
 FEWEST_REPETITIONS = 2
+PORTIONS = 8  # of a window; each ends by waiting for the device, which has to be rare
 MOST_WINDOWS, MOST_SECONDS = 1_000, 3_600.0
 
 
@@ -69,26 +70,39 @@ def in_turn(
     sides: Sequence[Side], plan: Plan, progress: Progress = lambda what, done, count: None
 ) -> list[list[Window]]:
     """The windows of each side. All are warmed up first; every other round goes through the sides backwards."""
-    repetitions = []
+    portions = []
     for number, side in enumerate(sides):
         progress("warm-up", number, len(sides))
-        repetitions.append(repetitions_for(side, plan))
+        portions.append(portion_of(side, plan))
     found: list[list[Window]] = [[] for _ in sides]
     for turn in range(plan.windows):
         order = range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides)))
         for number in order:
             progress("measuring", sum(map(len, found)), plan.windows * len(sides))
-            found[number].append(sides[number](repetitions[number]))
+            found[number].append(filled(sides[number], portions[number], plan.seconds))
     return found
 
 
-def repetitions_for(side: Side, plan: Plan) -> int:
-    """How many repetitions fill a window, found while warming up: the first fill caches and pools, and may compile."""
+def portion_of(side: Side, plan: Plan) -> int:
+    """Repetitions in a part of a window, found while warming up: the first ones fill caches, and may compile."""
     began, fastest, done = time.perf_counter(), float("inf"), 0
     while done < FEWEST_REPETITIONS or time.perf_counter() - began < plan.warmup:
         fastest = min(fastest, side(1).seconds)
         done += 1
-    return max(1, round(plan.seconds / max(fastest, 1e-6)))
+    return max(1, round(plan.seconds / max(fastest, 1e-6) / PORTIONS))
+
+
+def filled(side: Side, portion: int, seconds: float) -> Window:
+    """A window of about so many seconds, also where the machine has become slower since the warm-up."""
+    done: list[Window] = []
+    while not done or sum(one.seconds for one in done) < seconds:
+        done.append(side(portion))
+    return Window(
+        repetitions=sum(one.repetitions for one in done),
+        seconds=sum(one.seconds for one in done),
+        amounts={unit: sum(one.amounts[unit] for one in done) for unit in done[0].amounts},
+        parts={part: sum(one.parts[part] for one in done) for part in done[0].parts},
+    )
 
 
 def rates(windows: Sequence[Window], unit: str, part: str = "") -> Spread:
