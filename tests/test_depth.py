@@ -187,3 +187,11 @@ def test_a_run_at_another_depth_is_a_recipe_again(timed: str, tmp_path: Path) ->
     (tmp_path / "again.toml").write_text(config_toml(config), encoding="utf-8")
     again = flatten(load_recipe(str(tmp_path / "again.toml")))
     assert {name for name, value in flatten(config).items() if again[name] != value} == {"out"}
+
+
+@pytest.mark.parametrize(("flags", "changes"), [("", {}), ("--lr 0.5 --steps 9", {"lr": 0.5, "steps": 9})])
+def test_from_python_it_is_the_same(flags: str, changes: dict[str, float | int], timed: str) -> None:
+    assert load_recipe(timed, depth=6, **changes) == at(f"{timed} --depth 6 {flags}")
+    for depth in (-1, 0, "6", 6.0, True):
+        with pytest.raises(ConfigError, match="^depth = "):
+            load_recipe(timed, depth=depth)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from quillgpt.config import GROUPS, RunConfig, Scalar, updated
-from quillgpt.errors import ConfigError, nearest, shown
+from quillgpt.errors import ConfigError, check_type, nearest, shown
 from quillgpt.recipes.aliases import RECIPES, translate
+from quillgpt.recipes.depth import settings_at_depth
 
 LARGEST_FILE_BYTES = 1 << 20
 
@@ -29,10 +30,19 @@ INSTEAD_OF = {
 
 
 def load_recipe(name_or_path: str, **changes: Scalar) -> RunConfig:
-    """The settings of a recipe by its name or its file, some of them changed; `init` is not looked at."""
+    """The settings of a recipe by its name or its file, some of them changed; `init` is not looked at.
+
+    `depth` among the changes carries the recipe to so many blocks, by the rules of `recipes/depth.py`.
+    """
+    depth = changes.pop("depth", None)
     settings = {"out": default_out(name_or_path)} | read_recipe(name_or_path)[0]
     kept = {name: value for name, value in settings.items() if name not in superseded(changes)}
-    config = updated(updated(RunConfig(), kept, where=f"recipe {name_or_path}"), changes, where="load_recipe")
+    config = updated(RunConfig(), kept, where=f"recipe {name_or_path}")
+    if depth is not None:
+        check_type("depth", depth, int)
+        whole = updated(RunConfig(), settings, where=f"recipe {name_or_path}")
+        changes = settings_at_depth(whole, int(depth), changes) | changes
+    config = updated(config, changes, where="load_recipe")
     return finetuning(config) if config.train.init == FINETUNE else config
 
 
