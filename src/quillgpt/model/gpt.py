@@ -82,11 +82,15 @@ class GPT(nn.Module):
         """Logits of the token after each of `tokens` (B, T), which follow those in the cache. Returns (B, T, V)."""
         return self.logits(self.hidden(tokens, cache))
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The residual stream after the last block, normalised. tokens: (B, T) int64. Returns (B, T, C)."""
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """The residual stream after the last block, normalised. tokens: (B, T) int64. Returns (B, T, C).
+
+        `dtype` is the stream's; None: that of the embedded tokens.
+        """
         start = 0 if cache is None else cache.length
         self._check_length(start, tokens.shape[1])
         x, rotation = self.position_embedding(self.token_embedding(tokens), start)  # (B, T, C)
+        x = x.to(dtype or x.dtype)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = first = self.dropout(x)
@@ -99,11 +103,14 @@ class GPT(nn.Module):
         return self.final_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, V): one score for each real token; the only place where the padding is cut off."""
-        weight = self.token_embedding.weight if self.head is None else self.head.weight
-        logits = F.linear(hidden, weight)[..., : self.config.vocab_size]
+        """(B, T, C) -> (B, T, V): one score for each real token; here the padding is cut off, and in the loss."""
+        logits = F.linear(hidden, self.head_weight())[..., : self.config.vocab_size]
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits.float() / cap) if cap else logits
+
+    def head_weight(self) -> Tensor:
+        """The matrix that gives the logits, (V and its padding, C)."""
+        return self.token_embedding.weight if self.head is None else self.head.weight
 
     def take_memory(self, device: torch.device | str) -> None:
         """Give a model made on the "meta" device memory on another one; it holds no values yet.

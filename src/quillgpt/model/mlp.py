@@ -5,12 +5,15 @@ To add one: write a function from the model's settings to a module (B, T, C) -> 
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from quillgpt.config import ModelConfig
+from quillgpt.model.by_hand import pays_by_hand
 
 
 class MLP(nn.Module):
@@ -73,7 +76,25 @@ def swiglu(config: ModelConfig) -> nn.Module:
 
 
 def _squared_relu(x: Tensor) -> Tensor:
-    return F.relu(x).square()
+    return _SquaredReLU.apply(x) if pays_by_hand(x) else F.relu(x).square()
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """relu(x)^2, whose derivative is 2 relu(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """x of any shape."""
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive.square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """By x."""
+        (positive,) = ctx.saved_tensors
+        return (gradient * positive).mul_(2)
 
 
 MLPS: Mapping[str, Callable[[ModelConfig], nn.Module]] = {

@@ -3,10 +3,14 @@
 The product of a query and a key then depends on their distance only. Nothing is learned and nothing is stored.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from quillgpt.config import ModelConfig
+from quillgpt.model.by_hand import pays_by_hand
 
 BASE = 10_000.0  # the slowest pair of channels turns once in about 2 pi * BASE positions
 
@@ -39,8 +43,35 @@ def rotation(count: int, head_size: int, *, start: int, like: Tensor) -> Rotatio
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn queries or keys (B, H, T, D); channel i makes a pair with channel i + D/2. Returns the dtype of x."""
+    """Turn queries or keys (..., T, D); channel i makes a pair with channel i + D/2. Returns the dtype of x."""
+    if pays_by_hand(x):
+        return _Turn.apply(x, *(part.to(x.dtype) for part in rotation))
     cosine, sine = rotation
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
     return turned.to(x.dtype)
+
+
+class _Turn(torch.autograd.Function):
+    """A rotation; its derivative is the rotation back, which needs nothing of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """x: (..., T, D); cosine and sine: (T, D / 2) in its dtype."""
+        ctx.save_for_backward(cosine, sine)
+        return _turned(x, cosine, sine)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """By x."""
+        cosine, sine = ctx.saved_tensors
+        return _turned(gradient, cosine, -sine), None, None
+
+
+def _turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """(..., T, D) turned by angles of its own dtype, in three passes."""
+    turned = x * torch.cat((cosine, cosine), dim=-1)
+    for half, other, sign in zip(turned.chunk(2, dim=-1), x.chunk(2, dim=-1)[::-1], (-1, 1), strict=True):
+        half.addcmul_(other, sine, value=sign)
+    return turned

@@ -1,12 +1,11 @@
 """Self-attention: the weights around an entry of the attention menu, and where positions and the cache come in."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from quillgpt.config import ModelConfig
 from quillgpt.model.attention import attention_of
 from quillgpt.model.kv_cache import KVCache
-from quillgpt.model.norm import EPSILON
+from quillgpt.model.norm import rms_norm
 from quillgpt.model.rotary import Rotation, rotate
 
 
@@ -40,17 +39,15 @@ class SelfAttention(nn.Module):
 
     def queries_keys_values(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """What the heads compare and mix, each (B, H, T, D), normalised and rotated as set. x: (B, T, C)."""
-        query, key, value = (self._heads(part) for part in self.qkv(x).chunk(3, dim=-1))
+        heads = self.qkv(x).unflatten(-1, (3, self.n_head, -1)).permute(0, 2, 3, 1, 4)  # (B, 3, H, T, D)
+        queries_and_keys, value = heads.split((2, 1), dim=1)  # derived in one pass, as two slices are not
         if self.has_qk_norm:
-            query, key = _unit_scale(query), _unit_scale(key)
+            queries_and_keys = rms_norm(queries_and_keys)
         if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        return query, key, value
+            queries_and_keys = rotate(queries_and_keys, rotation)
+        query, key = queries_and_keys.unbind(1)
+        return query, key, value.squeeze(1)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, T, C) to (B, H, T, D)
 
-
-def _unit_scale(x: Tensor) -> Tensor:
-    """RMSNorm over D without a weight; autocast may compute it in float32, so the dtype is put back."""
-    return F.rms_norm(x, (x.shape[-1],), eps=EPSILON).to(x.dtype)

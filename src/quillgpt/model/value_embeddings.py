@@ -29,9 +29,8 @@ class ValueEmbeddings(nn.Module):
         if logits is None:
             return None
         opened = LARGEST_GATE * torch.sigmoid(logits)  # (B, T, H)
-        value = F.embedding(tokens, self.tables[self.layers.index(layer)]).unflatten(
-            -1, (self.n_head, -1)
-        )  # (B, T, H, D)
+        value = F.embedding(tokens, self.tables[self.layers.index(layer)]).to(x.dtype)
+        value = value.unflatten(-1, (self.n_head, -1))  # (B, T, H, D)
         return (opened[..., None] * value).flatten(start_dim=-2)
 
     def gate_logits(self, x: Tensor, layer: int) -> Tensor | None:

@@ -7,31 +7,47 @@ from torch.utils.checkpoint import checkpoint
 
 from quillgpt.data.held_out import IGNORED_TARGET
 from quillgpt.model.gpt import GPT
+from quillgpt.train.linear_loss import linear_cross_entropy
 
 
 class TrainingStep(nn.Module):
     """tokens, targets -> sum of the losses in nats, number of targets that count.
 
     Only this module is compiled and wrapped: a call of `model.hidden()` beside a wrapper would skip the reduction of
-    gradients without an error. `chunk_elements` bounds the logits that exist at one time; beyond it they are computed
-    chunk by chunk and again in the backward pass, so that memory does not grow with B * T * V.
+    gradients without an error. `chunk_elements` bounds the logits that exist at one time. `stream_dtype` is that of the
+    residual stream; None: that of the weights.
     """
 
-    def __init__(self, model: GPT, *, chunk_elements: int) -> None:
+    def __init__(self, model: GPT, *, chunk_elements: int, stream_dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.model = model
+        self.stream_dtype = stream_dtype
         self.chunk_tokens = max(1, chunk_elements // model.config.vocab_size)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """tokens, targets: (B, T) int64, a target of -100 does not count. Returns two scalars."""
-        hidden = self.model.hidden(tokens).flatten(0, 1)  # (B * T, C)
+        hidden = self.model.hidden(tokens, dtype=self.stream_dtype).flatten(0, 1)  # (B * T, C)
         flat = targets.flatten()
-        count = (flat != IGNORED_TARGET).sum()
-        if flat.shape[0] <= self.chunk_tokens:
-            return self._loss_sum(hidden, flat), count
-        parts = zip(hidden.split(self.chunk_tokens), flat.split(self.chunk_tokens), strict=True)
-        sums = [checkpoint(self._loss_sum, part, target, use_reentrant=False) for part, target in parts]
-        return torch.stack(sums).sum(), count
+        loss_sum = self._for_a_compiler(hidden, flat) if torch.compiler.is_compiling() else self._by_hand(hidden, flat)
+        return loss_sum, (flat != IGNORED_TARGET).sum()
+
+    def _by_hand(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        config = self.model.config
+        return linear_cross_entropy(
+            hidden,
+            self.model.head_weight(),
+            targets,
+            vocab_size=config.vocab_size,
+            softcap=config.logit_softcap,
+            chunk_tokens=self.chunk_tokens,
+        )
+
+    def _for_a_compiler(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The same in torch's operations, which a compiler fuses; the logits of a chunk are computed twice."""
+        if targets.shape[0] <= self.chunk_tokens:
+            return self._loss_sum(hidden, targets)
+        parts = zip(hidden.split(self.chunk_tokens), targets.split(self.chunk_tokens), strict=True)
+        return torch.stack([checkpoint(self._loss_sum, *part, use_reentrant=False) for part in parts]).sum()
 
     def _loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
         logits = self.model.logits(hidden)  # (tokens, V)

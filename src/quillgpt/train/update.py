@@ -31,7 +31,8 @@ class Wrapped:
 
 def wrap(model: GPT, choices: Choices, ranks: Ranks | None = None) -> Wrapped:
     """Put the model and its loss into one module, reduce its gradients over the ranks, compile the whole."""
-    step = TrainingStep(model, chunk_elements=LOSS_CHUNK_ELEMENTS).train()
+    stream_dtype = torch.bfloat16 if choices.dtype == "bf16" else None  # in fp16 sums over many layers would overflow
+    step = TrainingStep(model, chunk_elements=LOSS_CHUNK_ELEMENTS, stream_dtype=stream_dtype).train()
     unreduced: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = step
     if ranks is not None and ranks.is_parallel:
