@@ -100,8 +100,8 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, V): one score for each real token; the only place where the padding is cut off."""
-        weight = self.token_embedding.weight if self.head is None else self.head.weight
-        logits = F.linear(hidden, weight)[..., : self.config.vocab_size]
+        scores = F.linear(hidden, self.token_embedding.weight) if self.head is None else self.head(hidden)
+        logits = scores[..., : self.config.vocab_size]
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits.float() / cap) if cap else logits
 

@@ -1,5 +1,6 @@
 """Self-attention: the weights around an entry of the attention menu, and where positions and the cache come in."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,21 +31,30 @@ class SelfAttention(nn.Module):
 
         `extra_value` (B, T, C) is added to the values, head by head.
         """
-        query, key, value = self.queries_keys_values(x, rotation)
-        if extra_value is not None:
-            value = value + self._heads(extra_value.to(value.dtype))
-        if cache is not None:
-            key, value = cache.append(self.layer, key, value)  # each (B, H, S, D)
-        mixed = self.attend(query, key, value, dropout=self.dropout if self.training else 0.0)
+        query, key, value = self.queries_keys_values(x, rotation, extra_value)
+        mixed = self.mix(query, key, value, cache)
         return self.projection(mixed.transpose(1, 2).flatten(start_dim=2))  # (B, T, C)
 
-    def queries_keys_values(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, cache: KVCache | None) -> Tensor:
+        """Attention over these and what is in the cache, in the wider of their dtypes; all are (B, H, T, D)."""
+        dtype = query.dtype
+        if cache is not None:
+            key, value = cache.append(self.layer, key, value)  # each (B, H, S, D)
+            wider = torch.promote_types(dtype, key.dtype)
+            query, key, value = query.to(wider), key.to(wider), value.to(wider)  # copies a narrower cache
+        return self.attend(query, key, value, dropout=self.dropout if self.training else 0.0).to(dtype)
+
+    def queries_keys_values(
+        self, x: Tensor, rotation: Rotation | None, extra_value: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What the heads compare and mix, each (B, H, T, D), normalised and rotated as set. x: (B, T, C)."""
         query, key, value = (self._heads(part) for part in self.qkv(x).chunk(3, dim=-1))
         if self.has_qk_norm:
             query, key = _unit_scale(query), _unit_scale(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
+        if extra_value is not None:
+            value = value + self._heads(extra_value.to(value.dtype))
         return query, key, value
 
     def _heads(self, x: Tensor) -> Tensor:
