@@ -104,7 +104,8 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, V): one score for each real token; here the padding is cut off, and in the loss."""
-        logits = F.linear(hidden, self.head_weight())[..., : self.config.vocab_size]
+        scores = F.linear(hidden, self.token_embedding.weight) if self.head is None else self.head(hidden)
+        logits = scores[..., : self.config.vocab_size]
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits.float() / cap) if cap else logits
 

@@ -10,7 +10,8 @@ class KVCache:
     """Room for one batch of sequences of equal length, allocated once and owned by the caller.
 
     Pass it to each forward of the same model; the first call reads the prompt (prefill), later ones the new tokens
-    (decode). Use it under `torch.inference_mode()`. `length` is the number of tokens held for each sequence.
+    (decode). Use it under `torch.inference_mode()`. `length` is the number of tokens held for each sequence, `room` how
+    many fit: context_length, or fewer where it is known that fewer will come.
     """
 
     def __init__(
@@ -19,25 +20,32 @@ class KVCache:
         batch_size: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        room: int | None = None,
     ) -> None:
+        self.room = config.context_length if room is None else min(room, config.context_length)
         head_size = config.n_embd // config.n_head
-        shape = (config.n_layer, batch_size, config.n_head, config.context_length, head_size)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
+        shape = (config.n_layer, batch_size, config.n_head, self.room, head_size)
+        # written once, so that all memory is taken here: untouched pages would be added token by token
+        self.keys = torch.empty(shape, device=device, dtype=dtype).zero_()
+        self.values = torch.empty(shape, device=device, dtype=dtype).zero_()
         self.batch_size = batch_size
         self.length = 0
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's T new keys and values, each (B, H, T, D); return those of all S = length + T positions.
 
-        They come back in the dtype they came in with, whatever the cache stores. `length` does not move.
+        What comes back is the cache's own memory in its own dtype, not a copy. `length` does not move.
         """
         if key.shape[0] != self.batch_size:
             raise ValueError(f"got {key.shape[0]} sequences; the cache was made for {self.batch_size}")
         end = self.length + key.shape[2]
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
-        return self.keys[layer, :, :, :end].to(key.dtype), self.values[layer, :, :, :end].to(value.dtype)
+        if end > self.room:
+            got = f"{end} tokens ({self.length} in the cache, {key.shape[2]} new)"
+            raise ValueError(f"got {got}; the cache has room for {self.room}")
+        keys, values = self.keys[layer], self.values[layer]
+        keys[:, :, self.length : end] = key
+        values[:, :, self.length : end] = value
+        return keys[:, :, :end], values[:, :, :end]
 
     def advance(self, count: int) -> None:
         """Count the tokens that every layer has now appended; the model does so at the end of each forward."""

@@ -1,5 +1,6 @@
 """Self-attention: the weights around an entry of the attention menu, and where positions and the cache come in."""
 
+import torch
 from torch import Tensor, nn
 
 from quillgpt.config import ModelConfig
@@ -29,15 +30,22 @@ class SelfAttention(nn.Module):
 
         `extra_value` (B, T, C) is added to the values, head by head.
         """
-        query, key, value = self.queries_keys_values(x, rotation)
-        if extra_value is not None:
-            value = value + self._heads(extra_value.to(value.dtype))
-        if cache is not None:
-            key, value = cache.append(self.layer, key, value)  # each (B, H, S, D)
-        mixed = self.attend(query, key, value, dropout=self.dropout if self.training else 0.0)
+        query, key, value = self.queries_keys_values(x, rotation, extra_value)
+        mixed = self.mix(query, key, value, cache)
         return self.projection(mixed.transpose(1, 2).flatten(start_dim=2))  # (B, T, C)
 
-    def queries_keys_values(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, cache: KVCache | None) -> Tensor:
+        """Attention over these and what is in the cache, in the wider of their dtypes; all are (B, H, T, D)."""
+        dtype = query.dtype
+        if cache is not None:
+            key, value = cache.append(self.layer, key, value)  # each (B, H, S, D)
+            wider = torch.promote_types(dtype, key.dtype)
+            query, key, value = query.to(wider), key.to(wider), value.to(wider)  # copies a narrower cache
+        return self.attend(query, key, value, dropout=self.dropout if self.training else 0.0).to(dtype)
+
+    def queries_keys_values(
+        self, x: Tensor, rotation: Rotation | None, extra_value: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What the heads compare and mix, each (B, H, T, D), normalised and rotated as set. x: (B, T, C)."""
         heads = self.qkv(x).unflatten(-1, (3, self.n_head, -1)).permute(0, 2, 3, 1, 4)  # (B, 3, H, T, D)
         queries_and_keys, value = heads.split((2, 1), dim=1)  # derived in one pass, as two slices are not
@@ -46,7 +54,10 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             queries_and_keys = rotate(queries_and_keys, rotation)
         query, key = queries_and_keys.unbind(1)
-        return query, key, value.squeeze(1)
+        value = value.squeeze(1)
+        if extra_value is not None:
+            value = value + self._heads(extra_value.to(value.dtype))
+        return query, key, value
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, T, C) to (B, H, T, D)

@@ -57,7 +57,7 @@ def stream(model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], settings: Sa
     """Yield the text of the first sample piece by piece; together it is the first of `samples`."""
     check_vocabulary(model, tokenizer)
     text = TextStream(tokenizer, settings.stop)
-    for tokens in continued(Generator(model), prompt, settings, [0]):
+    for tokens in continued(Generator(model, len(prompt) + settings.max_new_tokens), prompt, settings, [0]):
         yield text.feed(int(tokens[0]))
         if text.is_finished:
             return
@@ -85,7 +85,7 @@ def _together(
     """The texts of a few samples that share their forward passes; one that is finished is computed on but not read."""
     texts = [TextStream(tokenizer, settings.stop) for _ in indices]
     pieces: list[list[str]] = [[] for _ in indices]
-    for tokens in continued(Generator(model), prompt, settings, indices):
+    for tokens in continued(Generator(model, len(prompt) + settings.max_new_tokens), prompt, settings, indices):
         for row, token in enumerate(tokens.tolist()):
             if not texts[row].is_finished:
                 pieces[row].append(texts[row].feed(token))

@@ -39,46 +39,68 @@ class Continues(Protocol):
 
 
 class Generator:
-    """A model and its cache: every token is encoded once, except where the window is cut."""
+    """A model and its cache: every token is encoded once, except where the window is cut.
 
-    def __init__(self, model: GPT) -> None:
+    `room` is how many tokens will be read at most, prompt and new ones together; nothing: as many as the model can see.
+    All memory is taken when a batch begins, none per token.
+    """
+
+    def __init__(self, model: GPT, room: int | None = None) -> None:
         self.model = model
-        self._window = torch.empty(0, 0, dtype=torch.int64)
-        self._cache = self._new_cache(1)
+        self._room = min(room or model.config.context_length, model.config.context_length)
+        self._length = 0  # of the window, which begins in the first columns of self._tokens
+        self._begin(1)
 
     def prefill(self, tokens: Tensor) -> Tensor:
         """Read the prompts (B, T), forgetting what was before; return the next token's logits (B, V).
 
         Of a prompt longer than the context only the last context_length tokens are read.
         """
-        self._window = last_tokens(tokens, self.model.config.context_length)
         if self._cache.batch_size != len(tokens):
-            self._cache = self._new_cache(len(tokens))
+            self._begin(len(tokens))
+        read = last_tokens(tokens, self.model.config.context_length)
+        self._take(read.shape[1])
+        self._tokens[:, : self._length] = read
         return self._encode_window()
 
     def fork(self, samples: int) -> None:
         """Continue the one sequence read so far as several; its keys and values are copied, not computed again."""
-        single, held = self._cache, self._cache.length
-        self._window = self._window.expand(samples, -1)
-        self._cache = self._new_cache(samples)
+        single, tokens, held = self._cache, self._tokens, self._cache.length
+        self._begin(samples)
+        self._tokens[:] = tokens
         self._cache.keys[:, :, :, :held] = single.keys[:, :, :, :held]
         self._cache.values[:, :, :, :held] = single.values[:, :, :, :held]
         self._cache.advance(held)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Read one more token of every sequence (B,); return the next token's logits (B, V)."""
-        longer = next_window(self._window, tokens, self.model.config.context_length)
-        is_cut = longer.shape[1] <= self._window.shape[1]
-        self._window = longer
-        return self._encode_window() if is_cut else next_logits(self.model, longer[:, -1:], self._cache)
+        if self._length == self.model.config.context_length:
+            return self._cut(tokens)
+        self._take(self._length + 1)
+        self._tokens[:, self._length - 1] = tokens
+        return next_logits(self.model, tokens[:, None], self._cache)
+
+    def _cut(self, tokens: Tensor) -> Tensor:
+        """Keep the last half of a full window with one more token of every sequence (B,), and encode it again."""
+        kept = max(1, self._length // 2) - 1
+        self._tokens[:, :kept] = self._tokens[:, self._length - kept :].clone()
+        self._tokens[:, kept] = tokens
+        self._length = kept + 1
+        return self._encode_window()
+
+    def _take(self, length: int) -> None:
+        if length > self._room:
+            raise ValueError(f"got {length} tokens; this generator was made with room for {self._room}")
+        self._length = length
 
     def _encode_window(self) -> Tensor:
         self._cache.clear()
-        return next_logits(self.model, self._window, self._cache)
+        return next_logits(self.model, self._tokens[:, : self._length], self._cache)
 
-    def _new_cache(self, sequences: int) -> KVCache:
+    def _begin(self, sequences: int) -> None:
         weight = next(self.model.parameters())
-        return KVCache(self.model.config, sequences, weight.device, weight.dtype)
+        self._cache = KVCache(self.model.config, sequences, weight.device, cache_dtype(weight), self._room)
+        self._tokens = torch.zeros(sequences, self._room, dtype=torch.int64)
 
 
 class RecomputingGenerator:
@@ -103,6 +125,14 @@ class RecomputingGenerator:
         return next_logits(self.model, self._window, None)
 
 
+def cache_dtype(weight: Tensor) -> torch.dtype:
+    """What keys and values are kept in: the dtype of the weights, but never 16 bits on a CPU.
+
+    There attention of one query takes 2 to 8 times as long in bf16 as in fp32, more than the smaller memory saves.
+    """
+    return torch.promote_types(weight.dtype, torch.float32) if weight.device.type == "cpu" else weight.dtype
+
+
 def last_tokens(tokens: Tensor, context_length: int) -> Tensor:
     """The prompts (B, T), cut on the left to what the model can see."""
     return tokens[:, -context_length:]
@@ -125,7 +155,7 @@ def next_logits(model: GPT, tokens: Tensor, cache: KVCache | None) -> Tensor:
     if was_training:
         model.eval()
     try:
-        with torch.no_grad():
+        with torch.inference_mode():
             hidden = model.hidden(tokens.to(next(model.parameters()).device), cache)
             return model.logits(hidden[:, -1:])[:, 0]
     finally:

@@ -1,0 +1,19 @@
+"""The menu of weights to generate with: in what form the linear layers and the head are kept, and multiplied.
+
+To generate a token, every weight is read once and used once for each sequence, so that its bytes are what takes time.
+To add one: a file with a function from a linear layer to a module with the same forward, and a line in `WEIGHTS`.
+"""
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from quillgpt.sample.weights.int4 import int4
+from quillgpt.sample.weights.int8 import int8
+from quillgpt.sample.weights.plain import plain
+
+WEIGHTS: Mapping[str, Callable[[nn.Linear], nn.Module]] = {
+    "none": plain,
+    "int8": int8,
+    "int4": int4,
+}
