@@ -1,4 +1,4 @@
-"""Make the model in the box: train the recipe quill-python, put its best weights into the package in bf16, measure them.
+"""Make the model in the box: train the recipe quill-python, put its weights into the package in bf16, measure them.
 
     python benchmarks/model_in_the_box.py                              # everything; continues where it stopped
     python benchmarks/model_in_the_box.py --run runs/quill-python      # only pack a run that is finished
@@ -78,26 +78,27 @@ def card(run: Path, loss: HeldOutLoss, data: Data) -> str:
     last = read_metrics(RunDirectory(run).metrics)[-1]
     found = checkpoint.read_checkpoint(DIRECTORY)
     model, _ = quillgpt.load_model(DIRECTORY)
-    held_out, training = (
-        split_text(split, data.tokenizer) for split in (data.held_out.dataset, data.train)
-    )
+    held_out, training = (split_text(split, data.tokenizer) for split in (data.held_out.dataset, data.train))
     others = compressor_bits_per_byte(held_out, training)
     compressors = ", ".join(f"{name} {figure:.3f}" for name, figure in others.items())
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     shape = model.config
+    size = f"{shape.n_layer} layers, {shape.n_embd} wide, {shape.n_head} heads, vocabulary {shape.vocab_size:,}"
+    minutes = float(str(last["elapsed_seconds"])) / 60
     return f"""# {IN_THE_BOX}: the model in the box
 
 A small GPT that has read Python's standard library and nothing else. It knows what Python looks like; it does not know
-what a program is for. `quill sample {IN_THE_BOX} -p "def main"` writes with it, and `quill sample` alone where there is no run.
+what a program is for. `quill sample {IN_THE_BOX} -p "def main"` writes with it, and so does `quill sample` alone where
+there is no run.
 
-- Shape: {shape.n_layer} layers, {shape.n_embd} wide, {shape.n_head} heads, context {shape.context_length}, vocabulary {shape.vocab_size:,}; {parameter_count(shape):,} parameters in bf16.
-- Made by: `python benchmarks/model_in_the_box.py`, the recipe `{IN_THE_BOX}` (config.toml beside this file has every setting),
-  at commit {commit} with torch {torch.__version__} on {cpu_name()}, {available_cores()} cores: {found.step:,} steps, {int(str(last["tokens"])):,} tokens,
-  {float(str(last["elapsed_seconds"])) / 60:.0f} minutes of training steps.
-- Held out (every twentieth part of the text, not seen in training): {loss.loss:.4f} nats per token, {loss.bits_per_byte:.4f} bits per byte.
-  On the same text: {compressors} bits per byte.
-- Text: the Python files of the standard library that the recipe's source `python` finds (PSF licence). No text is in here,
-  only weights that were trained on it; they come under this project's licence.
+- Shape: {size}, context {shape.context_length}; {parameter_count(shape):,} parameters, in bf16.
+- Made by `python benchmarks/model_in_the_box.py`, with the recipe `{IN_THE_BOX}` (config.toml has every setting), at
+  commit {commit}, torch {torch.__version__}, {cpu_name()}, {available_cores()} cores.
+- Trained {found.step:,} steps, {int(str(last["tokens"])):,} tokens, {minutes:.0f} minutes.
+- Held out, files it was not trained on: {loss.loss:.4f} nats per token, {loss.bits_per_byte:.4f} bits per byte.
+  The same text by others, bits per byte: {compressors}.
+- Text: the standard library's Python files, as the source `python` finds them (PSF licence). None of it is in here, only
+  weights that were trained on it; they come under this project's licence.
 """
 
 

@@ -47,11 +47,14 @@ def test_it_predicts_python_it_was_not_shown_as_its_card_says() -> None:
 
 def test_greedy_it_writes_python() -> None:
     model, tokenizer = quillgpt.load_model(IN_THE_BOX)
-    (text,) = quillgpt.generate(model, tokenizer, "class Reader:\n    def __init__(self", max_new_tokens=16, temperature=0)
+    prompt = "class Reader:\n    def __init__(self"
+    (text,) = quillgpt.generate(model, tokenizer, prompt, max_new_tokens=16, temperature=0)
     assert "):" in text
 
 
-def test_without_a_run_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_without_a_run_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert command(["sample", "-p", "import", "-m", "8"]) == 0
     captured = capsys.readouterr()
@@ -63,7 +66,7 @@ def test_without_a_run_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_its_name_is_refused_where_it_may_mean_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / IN_THE_BOX).mkdir()
-    with pytest.raises(ConfigError, match="also something in this directory; write ./quill-python"):
+    with pytest.raises(ConfigError, match=r"also something in this directory; write \./quill-python"):
         quillgpt.load_model(IN_THE_BOX)
     with pytest.raises(CheckpointError, match="no intact checkpoint"):
         quillgpt.load_model(f"./{IN_THE_BOX}")

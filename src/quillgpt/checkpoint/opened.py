@@ -51,8 +51,8 @@ def base_of(checkpoint: Checkpoint, adapter: Adapter) -> Source:
 def load_model(where: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer]:
     """The model, in evaluation mode, and the tokenizer of a run, a published model or another project's file.
 
-    `open_model` says what `where` may be, gpt2, ckpt.pt and quill-python among it; docs/pretrained.md tells more. The weights are
-    fp32. A tokenizer that is missing is told when it is first used.
+    `open_model` says what `where` may be, gpt2, ckpt.pt and quill-python among it; docs/pretrained.md tells more. The
+    weights are fp32. A tokenizer that is missing is told when it is first used.
 
     For example:
         model, tokenizer = quillgpt.load_model("runs/python")

@@ -2,7 +2,7 @@
 
 torch derives each operation by itself: RMSNorm in eight, a rotation in eight, and as many again and more backwards. A
 network of a few megabytes spends as long on those as on its matrix products. The same formulas with their derivative in
-one piece take a third of the passes (docs/speed.md). A compiler makes one piece of them anyway, and an exporter wants to
+one piece take a third of the passes (docs/speed.md). A compiler makes one piece of them anyway, and an exporter is to
 see torch's own operations, so both are given the formula.
 """
 

@@ -34,7 +34,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """With u = x / rms and g the gradient of u: the gradient of x is (g - u mean(g u)) / rms [Zhang 2019, section 4]."""
+    """With u = x / rms, g the gradient of u: that of x is (g - u mean(g u)) / rms [Zhang 2019, section 4]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None) -> Tensor:

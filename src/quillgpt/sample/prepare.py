@@ -12,9 +12,7 @@ from quillgpt.sample.compiled import CompiledBlock
 from quillgpt.sample.weights import WEIGHTS
 
 
-def prepared(
-    model: GPT, *, dtype: torch.dtype = torch.float32, quantize: str = "none", compile: bool = False
-) -> GPT:
+def prepared(model: GPT, *, dtype: torch.dtype = torch.float32, quantize: str = "none", compile: bool = False) -> GPT:
     """A model for generating only, that writes as `model` does, up to the precision of `dtype` and `quantize`.
 
     The model itself stays as it is; weights that need no other form are shared with it. `quantize` is an entry of

@@ -62,7 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, vocab_size: int, softcap: float) -> tuple[Tensor, Tensor]:
-    """The sum of the losses of a chunk's n tokens, and their derivative by the logits (n, rows), which it overwrites."""
+    """The sum of the losses of a chunk's n tokens, and its derivative by the logits (n, rows), which it overwrites."""
     counts = (targets != IGNORED_TARGET)[:, None].to(logits.dtype)
     index = targets.clamp(min=0)[:, None]  # (n, 1)
     if softcap:
