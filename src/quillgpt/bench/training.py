@@ -37,7 +37,7 @@ FORMULA = (
     "C channels, T context, attention in full) [Chowdhery 2022, B]; a frozen weight under LoRA costs 4"
 )
 PROFILED_STEPS = 3
-NOT_OF_A_RUN = {"minutes": 0.0, "track": "none", "eval_tasks": ""}
+NOT_OF_A_RUN = {"minutes": 0.0, "track": "none", "eval_tasks": "", "batch_ramp": ""}
 """settings that a measurement has no use for"""
 
 
