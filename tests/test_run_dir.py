@@ -25,6 +25,7 @@ MENUS = {
     "compile": ["auto", "on", "off"],
     "float32_matmul_precision": ["highest", "high", "medium"],
     "dist_backend": ["auto", "nccl", "gloo"],
+    "batch_ramp": ["", "0.5@0,1@0.25"],
 }
 RANGES: dict[str, st.SearchStrategy[Any]] = {
     **{name: st.sampled_from(entries) for name, entries in MENUS.items()},
