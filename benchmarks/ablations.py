@@ -50,6 +50,7 @@ GPT2S: dict[str, Settings] = {
             "beta2": 0.95,
             "eps": 1e-8,
             "weight_decay": 0.1,
+            "warmup_steps": 20,
             "gradient_clip": 1.0,
         }
         for rate in RATES_WITHOUT_MUON

@@ -1,4 +1,4 @@
-"""Writes docs/reproduce.md from recipes and published speeds (`python tests/reproduce_page.py`); a test compares."""
+"""Writes docs/reproduce.md from recipes and published speeds: `python tests/reproduce_page.py`. A test compares."""
 
 from dataclasses import dataclass
 from pathlib import Path

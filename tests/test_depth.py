@@ -193,5 +193,5 @@ def test_a_run_at_another_depth_is_a_recipe_again(timed: str, tmp_path: Path) ->
 def test_from_python_it_is_the_same(flags: str, changes: dict[str, float | int], timed: str) -> None:
     assert load_recipe(timed, depth=6, **changes) == at(f"{timed} --depth 6 {flags}")
     for depth in (-1, 0, "6", 6.0, True):
-        with pytest.raises(ConfigError, match="^depth = "):
+        with pytest.raises(ConfigError, match=r"^depth = "):
             load_recipe(timed, depth=depth)
