@@ -5,7 +5,7 @@ import dataclasses
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from quillgpt.model.sizes import parameter_count
 from quillgpt.optim import build_optimizer, load_state_tensors
 from quillgpt.pretrained.adapted import Adapter
 from quillgpt.run_dir import RUNS, RunDirectory, config_toml, cut_metrics
-from quillgpt.train.calibrate import steps_for_minutes
+from quillgpt.train.calibrate import fastest_threads, steps_for_minutes
 from quillgpt.train.open_data import Data, open_data
 from quillgpt.train.progress import Screen
 from quillgpt.train.resolve import Choices, check_rows
@@ -50,6 +50,8 @@ class Parts:
     loader: BatchLoader
     schedule: BatchSchedule
     position: Position
+    reasons: Mapping[str, str]
+    """of choices that were made again here, by measuring"""
 
 
 @contextlib.contextmanager
@@ -87,6 +89,11 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
     set_up_torch(choices.device, threads=choices.threads, matmul_precision=choices.matmul_precision)
     shape = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
     model, adapter = starting_model(config, shape, choices.device, source, found)
+    reasons: dict[str, str] = {}
+    if _measures_threads(config, position, choices):
+        threads, reasons["threads"] = fastest_threads(config, choices, model)
+        choices = dataclasses.replace(choices, threads=threads)
+        torch.set_num_threads(threads)
     position.steps = _steps(config, position, choices, ranks, model, data, say)
     wrapped, choices = wrap_or_fall_back(model, choices, ranks, say)
     optimizer = build_optimizer(model, config.optim)
@@ -114,6 +121,7 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
         loader=loader,
         schedule=schedule,
         position=position,
+        reasons=reasons,
     )
 
 
@@ -141,6 +149,16 @@ def _check_same_start(run: RunDirectory, position: Position, choices: Choices, r
     if step != position.step:
         found = f"rank 0 continues from step {step}, rank {ranks.rank} from step {position.step}"
         raise CheckpointError(f"{run.path}: {found}; put --out where all nodes see the same files")
+
+
+def _measures_threads(config: RunConfig, position: Position, choices: Choices) -> bool:
+    """Whether the number of threads is measured: where the number of steps is, which makes the bits depend on it too.
+
+    A run of a stated number of steps repeats itself bit for bit, and so does one that continues.
+    """
+    is_new = position.step == 0 and position.steps == 0
+    is_alone = choices.world_size == 1 and choices.device == "cpu" and not choices.compile
+    return bool(config.train.minutes) and not config.train.threads and is_new and is_alone and choices.threads > 1
 
 
 def _steps(
