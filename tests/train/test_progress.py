@@ -28,7 +28,7 @@ CHOICES = Choices(
     batch_size=4,
     world_size=1,
 )
-REASONS = dict.fromkeys(["device", "dtype", "threads", "compile", "batch_size"], "because")
+REASONS = dict.fromkeys(["device", "dtype", "threads", "attention", "compile", "batch_size"], "because")
 
 
 def line(step: int, **more: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import NoReturn, TextIO
 
 from quillgpt.cli import COMMANDS
 from quillgpt.errors import EXIT_CODES, ConfigError, QuillError, nearest, shown
+from quillgpt.openmp import spin_briefly
 
 DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
@@ -24,6 +25,7 @@ def main() -> NoReturn:
     else:
         sys.excepthook = _tell_a_bug
     _prepare_streams()
+    spin_briefly()
     try:
         code, message = run(arguments), ""
     except (QuillError, KeyboardInterrupt, SystemExit, MemoryError, RuntimeError, OSError) as error:

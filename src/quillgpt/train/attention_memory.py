@@ -1,9 +1,13 @@
 """What an attention of the menu keeps for the backward pass beyond the fused softmax kernel."""
 
+import torch
+
 from quillgpt.config import ModelConfig
 from quillgpt.model.attention import gaussian_poly
+from quillgpt.model.attention.softmax import is_written_out
 from quillgpt.model.written_out import BLOCK_QUERIES
 
+VALUE_DTYPES = {2: torch.bfloat16, 4: torch.float32}
 WEIGHT_BYTES = 4  # weights are computed in fp32
 
 
@@ -17,6 +21,9 @@ def attention_bytes(model: ModelConfig, *, batch_size: int, value_bytes: int, ki
     numbers = tokens * model.n_layer * model.n_embd
     pairs = tokens * model.n_head * model.context_length
     drops = model.dropout > 0
+    if model.attention == "softmax" and is_written_out(kind, VALUE_DTYPES[value_bytes], model.context_length):
+        blocks = -(-model.context_length // BLOCK_QUERIES)
+        return value_bytes * model.n_layer * pairs * (3 if drops else 1) * (blocks + 1) // (2 * blocks)
     if model.attention == "softmax":
         return 12 * model.n_layer * pairs if drops and kind == "cpu" else 0
     if model.attention == "explicit":

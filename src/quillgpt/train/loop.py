@@ -112,6 +112,7 @@ def train(config: RunConfig, screen: Screen | None = None, *, judge: Judge | Non
         metrics = stack.enter_context(
             Metrics(run, config, model.config, choices, position, is_first=ranks.is_first, say=screen.say)
         )
+        reasons |= parts.reasons
         stack.enter_context(screen.training(run.path, model.config, choices, reasons, position, config.lora.lora_rank))
         request = stack.enter_context(stop_requests())
         guard = Guard(position.non_finite_in_a_row)

@@ -203,7 +203,7 @@ def choices_table(
         (
             "model",
             f"{parameter_count(model):,} parameters",
-            f"{model.n_layer} layers, {model.n_embd} wide, {model.attention} attention, vocab {model.vocab_size:,}",
+            f"{model.n_layer} layers, {model.n_embd} wide, vocab {model.vocab_size:,}",
         ),
         (
             "batch",
@@ -215,6 +215,7 @@ def choices_table(
         ("device", choices.device, reasons["device"]),
         ("dtype", choices.dtype, reasons["dtype"]),
         ("threads", str(choices.threads), reasons["threads"]),
+        ("attention", model.attention, reasons["attention"]),
         ("compile", "on" if choices.compile else "off", reasons["compile"]),
     ]
     if position.row_changes:

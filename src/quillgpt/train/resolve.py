@@ -16,6 +16,7 @@ from quillgpt.errors import ConfigError, OutOfMemory, pick
 from quillgpt.evaluate.tasks import chosen_tasks
 from quillgpt.hardware import Machine
 from quillgpt.model.attention import find_attention
+from quillgpt.model.attention.softmax import LONGEST_WRITTEN_OUT, is_written_out
 from quillgpt.model.initialization import INITIALIZATIONS
 from quillgpt.model.lora import adapter_parameter_count
 from quillgpt.model.mlp import MLPS
@@ -83,6 +84,7 @@ def resolve(config: RunConfig, machine: Machine, ranks: Ranks) -> tuple[Choices,
         "device": device_reason,
         "dtype": dtype_reason,
         "threads": threads_reason,
+        "attention": attention_kernel(config.model, kind, dtype),
         "compile": compile_reason,
         "batch_size": batch_reason,
     }
@@ -168,6 +170,15 @@ def choose_threads(asked: int, machine: Machine, ranks: Ranks) -> tuple[int, str
     return share, f"{machine.cores} cores" + (f" / {ranks.local_world_size} ranks here" if ranks.is_parallel else "")
 
 
+def attention_kernel(model: ModelConfig, kind: str, dtype: str) -> str:
+    """How the model's attention is computed there, in a few words; a function of what is recorded anyway."""
+    if model.attention != "softmax":
+        return "as asked"
+    if is_written_out(kind, DTYPES[dtype], model.context_length):
+        return f"written out: faster than the fused kernel in {dtype} on a CPU, up to {LONGEST_WRITTEN_OUT:,} tokens"
+    return "torch's fused kernel"
+
+
 def choose_compile(asked: str, kind: str, machine: Machine) -> tuple[bool, str]:
     """On for CUDA; off elsewhere, where the time to compile has to be earned back first."""
     if asked != "auto":
@@ -245,9 +256,9 @@ def estimated_memory_bytes(
     value_bytes = 4 if dtype == "fp32" else 2
     tokens = batch_size * model.context_length
     per_channel = 17 * value_bytes + 4
-    per_channel += 9 * (model.norm == "rmsnorm") + 14 * (model.qk_norm or model.position == "rotary")
+    per_channel += 2 * value_bytes * (model.qk_norm + (model.position == "rotary"))
     per_channel += 8 * (model.mlp == "swiglu") + 9 * (model.dropout > 0)
     activations = tokens * model.n_layer * model.n_embd * per_channel
     activations += attention_bytes(model, batch_size=batch_size, value_bytes=value_bytes, kind=kind)
-    logits = 3 * 4 * min(tokens * model.vocab_size, LOSS_CHUNK_ELEMENTS)
+    logits = 2 * 4 * min(tokens * model.vocab_size, LOSS_CHUNK_ELEMENTS)
     return state + activations + logits

@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ from quillgpt.optim import build_optimizer, load_state_tensors
 from quillgpt.pretrained.adapted import Adapter
 from quillgpt.run_dir import RUNS, RunDirectory, config_toml, cut_metrics
 from quillgpt.train.batch_ramp import continued, pieces, smallest_rows
-from quillgpt.train.calibrate import steps_for_minutes
+from quillgpt.train.calibrate import fastest_threads, steps_for_minutes
 from quillgpt.train.open_data import Data, open_data
 from quillgpt.train.progress import Screen
 from quillgpt.train.resolve import Choices, check_rows
@@ -53,6 +53,8 @@ class Parts:
     schedule: BatchSchedule
     position: Position
     compile_seconds: float
+    reasons: Mapping[str, str]
+    """of choices that were made again here, by measuring"""
 
 
 @contextlib.contextmanager
@@ -90,6 +92,11 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
     set_up_torch(choices.device, threads=choices.threads, matmul_precision=choices.matmul_precision)
     shape = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
     model, adapter = starting_model(config, shape, choices.device, source, found)
+    reasons: dict[str, str] = {}
+    if _measures_threads(config, position, choices):
+        threads, reasons["threads"] = fastest_threads(config, choices, model)
+        choices = dataclasses.replace(choices, threads=threads)
+        torch.set_num_threads(threads)
     position.steps = _steps(config, position, choices, ranks, model, data, say)
     _follow_ramp(position, config.train.batch_ramp, choices.rows)
     started = time.perf_counter()
@@ -117,6 +124,7 @@ def set_up(run: RunDirectory, config: RunConfig, choices: Choices, ranks: Ranks,
         schedule=schedule,
         position=position,
         compile_seconds=compile_seconds,
+        reasons=reasons,
     )
 
 
@@ -150,6 +158,16 @@ def _check_same_start(run: RunDirectory, position: Position, choices: Choices, r
     if step != position.step:
         found = f"rank 0 continues from step {step}, rank {ranks.rank} from step {position.step}"
         raise CheckpointError(f"{run.path}: {found}; put --out where all nodes see the same files")
+
+
+def _measures_threads(config: RunConfig, position: Position, choices: Choices) -> bool:
+    """Whether the number of threads is measured: where the number of steps is, which makes the bits depend on it too.
+
+    A run of a stated number of steps repeats itself bit for bit, and so does one that continues.
+    """
+    is_new = position.step == 0 and position.steps == 0
+    is_alone = choices.world_size == 1 and choices.device == "cpu" and not choices.compile
+    return bool(config.train.minutes) and not config.train.threads and is_new and is_alone and choices.threads > 1
 
 
 def _steps(

@@ -139,7 +139,10 @@ def apply_update(
     if scaler is not None:
         scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip or float("inf")).item()
+    if gradient_clip:
+        norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip).item()
+    else:  # clipping at infinity would multiply every gradient by 1
+        norm = torch.nn.utils.get_total_norm([part.grad for part in parameters if part.grad is not None]).item()
     applied = guard.allows(loss=loss, gradient_norm=norm, scale=scaler.get_scale() if scaler is not None else None)
     if applied:
         set_rates(optimizer, lr=lr, momentum=momentum)
