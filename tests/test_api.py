@@ -21,7 +21,17 @@ from quillgpt.errors import ConfigError
 from quillgpt.tokenizer import TOKENIZERS
 from quillgpt.train.loop import train
 
-NAMES = ["GPT", "ModelConfig", "RunConfig", "generate", "load_model", "load_recipe", "load_tokenizer", "train"]
+NAMES = [
+    "GPT",
+    "ModelConfig",
+    "RunConfig",
+    "generate",
+    "load_model",
+    "load_recipe",
+    "load_tokenizer",
+    "prepared",
+    "train",
+]
 VOCABULARY = Path(__file__).parents[2] / "shared" / "data" / "tiktoken-cache"
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quillgpt.config import RunConfig as RunConfig
     from quillgpt.model.gpt import GPT as GPT
     from quillgpt.sample.generate import generate as generate
+    from quillgpt.sample.prepare import prepared as prepared
     from quillgpt.tokenizer import load_tokenizer as load_tokenizer
     from quillgpt.train.recipe import load_recipe as load_recipe
 
@@ -31,6 +32,7 @@ PUBLIC = {
     "load_model": "quillgpt.checkpoint",
     "load_recipe": "quillgpt.train.recipe",
     "load_tokenizer": "quillgpt.tokenizer",
+    "prepared": "quillgpt.sample.prepare",
 }
 
 

@@ -57,7 +57,11 @@ class SampleOptions:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: str = "auto"
-    """auto, fp32, bf16 or fp16; auto is fp32 on the CPU"""
+    """auto, fp32, bf16 or fp16; auto is fp32 on the CPU, where bf16 is the faster of the two"""
+    quantize: str = "none"
+    """weights in fewer bits, on the CPU: none, int8 or int4, each faster and less exact than the one before"""
+    compile: bool = False
+    """compile the step of one token first: worth it for long texts"""
     out_dir: str = ""
     """nanoGPT's name for the run"""
     init_from: str = "resume"
@@ -73,7 +77,7 @@ def main(arguments: list[str]) -> int:
     check_prompt(prompt)
     device, dtype = _placement(options)
     model, tokenizer = _untrained(options) if options.untrained else _trained(where)
-    _write_samples(model.to(device, dtype), tokenizer, prompt, settings)
+    _write_samples(_prepared(model.to(device), dtype, options), tokenizer, prompt, settings)
     return 0
 
 
@@ -143,6 +147,7 @@ def _placement(options: SampleOptions) -> "tuple[torch.device, torch.dtype]":
     from quillgpt.distributed import Ranks
     from quillgpt.errors import pick
     from quillgpt.hardware import detect
+    from quillgpt.sample.prepare import check_request
     from quillgpt.train.resolve import DTYPES, choose_device, choose_dtype
 
     pick({"auto": None} | DTYPES, options.dtype, "dtype")
@@ -152,6 +157,7 @@ def _placement(options: SampleOptions) -> "tuple[torch.device, torch.dtype]":
     dtype, reason = choose_dtype(asked, device.type, machine)
     if dtype != asked != "auto":
         _say(f"dtype {dtype}: {reason}")
+    check_request(options.quantize, options.compile, device.type)
     return device, DTYPES[dtype]
 
 
@@ -167,6 +173,15 @@ def _trained(where: str) -> "tuple[GPT, Tokenizer]":
     newest = newest_run(RUNS)
     _say(f"the newest run: {newest}")
     return load_model(newest)
+
+
+def _prepared(model: "GPT", dtype: "torch.dtype", options: SampleOptions) -> "GPT":
+    """The model in the form that was asked for; in none, the same as ever, so that a seed keeps its text."""
+    from quillgpt.sample.prepare import prepared
+
+    if options.compile:
+        _say("compiling the step of one token; the first tokens wait for it")
+    return prepared(model, dtype=dtype, quantize=options.quantize, compile=options.compile)
 
 
 def _untrained(options: SampleOptions) -> "tuple[GPT, Tokenizer]":

@@ -24,10 +24,13 @@ class KVCache:
     ) -> None:
         self.room = config.context_length if room is None else min(room, config.context_length)
         head_size = config.n_embd // config.n_head
-        shape = (config.n_layer, batch_size, config.n_head, self.room, head_size)
-        # written once, so that all memory is taken here: untouched pages would be added token by token
-        self.keys = torch.empty(shape, device=device, dtype=dtype).zero_()
-        self.values = torch.empty(shape, device=device, dtype=dtype).zero_()
+        shape = (batch_size, config.n_head, self.room, head_size)
+
+        def room_of_a_layer() -> Tensor:  # written once, so that all memory is taken here and not page by page later
+            return torch.empty(shape, device=device, dtype=dtype).zero_()
+
+        self.keys = [room_of_a_layer() for _ in range(config.n_layer)]
+        self.values = [room_of_a_layer() for _ in range(config.n_layer)]
         self.batch_size = batch_size
         self.length = 0
 
@@ -50,6 +53,13 @@ class KVCache:
     def advance(self, count: int) -> None:
         """Count the tokens that every layer has now appended; the model does so at the end of each forward."""
         self.length += count
+
+    def copy_to_all(self, single: "KVCache") -> None:
+        """Hold for every sequence what another cache holds for its only one."""
+        held = single.length
+        for mine, other in zip(self.keys + self.values, single.keys + single.values, strict=True):
+            mine[:, :, :held] = other[:, :, :held]
+        self.length = held
 
     def clear(self) -> None:
         """Forget all tokens and keep the room."""

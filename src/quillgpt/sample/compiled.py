@@ -1,57 +1,38 @@
-"""A block whose step of one token is compiled: what is before attention, and what is after it.
+"""A model whose step of one token of one sequence is compiled whole: one call in place of some five hundred.
 
-Attention itself is not, because the keys grow by one with every token; so nothing has to be compiled again, and all
-blocks share what was compiled for the first.
+Reading a prompt and steps of several sequences have more to compute for each call, and stay as they are. The number of
+tokens in the cache is left open, so that nothing is compiled a second time.
 """
 
-import functools
-from collections.abc import Callable
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
 
-from quillgpt.model.gpt import Block
+from quillgpt.model.gpt import GPT
 from quillgpt.model.kv_cache import KVCache
-from quillgpt.model.rotary import Rotation
 from quillgpt.sample.weights.plain import OneRow
 
 
-class CompiledBlock(nn.Module):
-    """The block, compiled for one token of each sequence."""
+class CompiledGPT(GPT):
+    """The same model, all of it shared; its first step compiles."""
 
-    def __init__(self, block: Block) -> None:
-        super().__init__()
-        self.block = block
-        self._before, self._after = _compiled()
+    def __init__(self, model: GPT) -> None:
+        nn.Module.__init__(self)
+        vars(self).update(vars(model))
+        # what is compiled is kept with a function's code: with code of its own, a model cannot be given another's, and
+        # need not be compared, weight by weight, with what it was when it was compiled
+        own = FunctionType(_step.__code__.replace(), globals())
+        unchecked = {"guard_filter_fn": torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe}
+        self._step = torch.compile(own, dynamic=True, options=unchecked)
 
-    def forward(
-        self, x: Tensor, rotation: Rotation | None, cache: KVCache | None, extra_value: Tensor | None = None
-    ) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        if cache is None or x.shape[1] > 1:
-            return self.block(x, rotation, cache, extra_value)
-        if len(x) > 1:
-            return self._step(x, rotation, cache, extra_value)
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The residual stream after the last block, normalised. tokens: (B, T) int64. Returns (B, T, C)."""
+        if cache is None or cache.length < 2 or tokens.numel() > 1:  # 0 and 1 would be compiled for themselves
+            return super().hidden(tokens, cache)
         with OneRow():
-            return self._step(x, rotation, cache, extra_value)
-
-    def _step(self, x: Tensor, rotation: Rotation | None, cache: KVCache, extra_value: Tensor | None) -> Tensor:
-        query, key, value = self._before(self.block, x, rotation, extra_value)
-        return self._after(self.block, x, self.block.attention.mix(query, key, value, cache))
+            return self._step(self, tokens, cache)
 
 
-def _before_attention(
-    block: Block, x: Tensor, rotation: Rotation | None, extra_value: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    return block.attention.queries_keys_values(block.norm_1(x), rotation, extra_value)
-
-
-def _after_attention(block: Block, x: Tensor, mixed: Tensor) -> Tensor:
-    x = x + block.attention.projection(mixed.transpose(1, 2).flatten(start_dim=2))
-    return x + block.mlp(block.norm_2(x))
-
-
-@functools.cache
-def _compiled() -> tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., Tensor]]:
-    """One of each for all blocks; made when first wanted, because torch's compiler takes seconds to import."""
-    return torch.compile(_before_attention, dynamic=False), torch.compile(_after_attention, dynamic=False)
+def _step(model: GPT, tokens: Tensor, cache: KVCache) -> Tensor:
+    return GPT.hidden(model, tokens, cache)

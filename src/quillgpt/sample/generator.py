@@ -65,12 +65,10 @@ class Generator:
 
     def fork(self, samples: int) -> None:
         """Continue the one sequence read so far as several; its keys and values are copied, not computed again."""
-        single, tokens, held = self._cache, self._tokens, self._cache.length
+        single, tokens = self._cache, self._tokens
         self._begin(samples)
         self._tokens[:] = tokens
-        self._cache.keys[:, :, :, :held] = single.keys[:, :, :, :held]
-        self._cache.values[:, :, :, :held] = single.values[:, :, :, :held]
-        self._cache.advance(held)
+        self._cache.copy_to_all(single)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Read one more token of every sequence (B,); return the next token's logits (B, V)."""

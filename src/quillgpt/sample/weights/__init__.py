@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from quillgpt.sample.weights.int4 import int4
-from quillgpt.sample.weights.int8 import int8
-from quillgpt.sample.weights.plain import plain
+from quillgpt.sample.weights.int4 import as_int4
+from quillgpt.sample.weights.int8 import as_int8
+from quillgpt.sample.weights.plain import as_plain
 
 WEIGHTS: Mapping[str, Callable[[nn.Linear], nn.Module]] = {
-    "none": plain,
-    "int8": int8,
-    "int4": int4,
+    "none": as_plain,
+    "int8": as_int8,
+    "int4": as_int4,
 }

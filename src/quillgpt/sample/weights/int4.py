@@ -4,15 +4,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quillgpt.errors import ConfigError
+
 GROUP = 32
 LEVELS = 16
 ROWS = 64
 """the operator takes outputs by this many; groups and outputs that are lacking are filled with zeros"""
 
 
-def int4(linear: nn.Linear) -> nn.Module:
-    """The layer with weights of 4 bits."""
-    return Int4Linear(linear.weight.detach().float(), linear.bias)
+def as_int4(linear: nn.Linear) -> nn.Module:
+    """The layer with weights of 4 bits; a `ConfigError` where this build of torch has no such product."""
+    try:
+        return Int4Linear(linear.weight.detach().float(), linear.bias)
+    except (AttributeError, NotImplementedError):
+        raise ConfigError(f"quantize = int4: torch {torch.__version__} cannot do it here; use int8") from None
 
 
 class Int4Linear(nn.Module):
@@ -29,10 +34,14 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        rows = F.pad(x.flatten(end_dim=-2), (0, -self.in_features % GROUP)).to(torch.bfloat16)
+        rows = x.reshape(-1, self.in_features).bfloat16()
+        if self.in_features % GROUP:
+            rows = F.pad(rows, (0, -self.in_features % GROUP))
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self._packed, GROUP, self._scales_and_offsets)
-        y = y[:, : self.out_features].unflatten(0, x.shape[:-1]).to(x.dtype)
-        return y if self.bias is None else y + self.bias
+        if self.out_features % ROWS:
+            y = y[:, : self.out_features]
+        y = y if self.bias is None else y + self.bias
+        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ FEW_ROWS = 64
 """up to here a product by weights in oneDNN's own order is faster than one that orders them on the way"""
 
 
-def plain(linear: nn.Linear) -> nn.Module:
+def as_plain(linear: nn.Linear) -> nn.Module:
     """The layer itself, unless it is in bf16 on a CPU: fp32 texts stay what they are, bit for bit."""
     is_slow = linear.weight.dtype == torch.bfloat16 and linear.weight.device.type == "cpu"
     return BrainLinear(linear) if is_slow and torch.backends.mkldnn.is_available() else linear
