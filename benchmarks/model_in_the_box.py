@@ -97,7 +97,7 @@ there is no run.
 - Trained {found.step:,} steps, {int(str(last["tokens"])):,} tokens, {minutes:.0f} minutes.
 - Held out, files it was not trained on: {loss.loss:.4f} nats per token, {loss.bits_per_byte:.4f} bits per byte.
   The same text by others, bits per byte: {compressors}.
-- Text: the standard library's Python files, as the source `python` finds them (PSF licence). None of it is in here, only
+- Text: the standard library's Python files, as the source `python` finds them (PSF licence). None of it is here, only
   weights that were trained on it; they come under this project's licence.
 """
 
