@@ -6,6 +6,7 @@ torch's fused attention, AdamW with decay on matrices, clipping, warm-up and cos
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,11 +97,11 @@ class BareLoop:
         share = min(1.0, (self.step - net.warmup) / (net.steps - net.warmup))
         return net.last_rate + 0.5 * (1 + math.cos(math.pi * share)) * (net.rate - net.last_rate)
 
-    def run(self, steps: int) -> list[float]:
-        """Train for so many steps; the seconds of each."""
+    def run(self, steps: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
+        """Train for so many steps; the seconds of each, by a clock."""
         seconds = []
         for _ in range(steps):
-            started = time.perf_counter()
+            started = clock()
             starts = torch.randint(len(self.tokens) - self.net.context, (self.net.batch,))
             rows = torch.stack([self.tokens[start : start + self.net.context + 1] for start in starts.tolist()])
             for group in self.optimizer.param_groups:
@@ -112,5 +113,5 @@ class BareLoop:
             self.optimizer.zero_grad(set_to_none=True)
             loss.item()
             self.step += 1
-            seconds.append(time.perf_counter() - started)
+            seconds.append(clock() - started)
         return seconds

@@ -179,6 +179,21 @@ def test_minutes_measure_every_size_of_the_batch(small_run: RunConfig, monkeypat
     assert rows_of(config) == [2] * 6 + [4] * 6 + [8] * 8
 
 
+def test_minutes_for_the_rest_of_a_run_are_of_the_stages_that_are_left(
+    small_run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "_step_seconds", lambda config, choices, model, patience: math.log2(choices.rows))
+    monkeypatch.setattr(calibrate, "_evaluation_seconds", lambda choices, model, data: 0.5)
+    config = ramped(small_run, steps=20)
+    train(changed(config, stop_at_loss=1e9, eval_every=8))  # ends after step 8
+    steps = train(changed(config, minutes=30.5 / 60)).step
+
+    def seconds(last: int) -> float:
+        return sum(math.log2(rows) for rows in slow_rows(RAMP, 8, last)[8:])
+
+    assert seconds(steps) <= 30 < seconds(steps + 1)
+
+
 def test_the_first_stage_needs_a_sequence_for_each_rank(small_run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
