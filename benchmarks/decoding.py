@@ -5,9 +5,9 @@
     python benchmarks/decoding.py --parts batch,prefill,memory
     python benchmarks/decoding.py --parts loss --run runs/python     # bits per byte of a trained model, per form
 
-Random weights, the same for all. The contenders take turns, a whole text of `--tokens` each, and the ratio is the median
-over rounds of the ratio within a round, so that whatever else the machine does disturbs both alike. A time is that of
-everything: reading the prompt, every step, choosing the token. Greedy. Compiling is a time of its own, in no other.
+Random weights, the same for all. The contenders take turns, a text of `--tokens` each, and the ratio is the median over
+rounds of the ratio within a round, so that whatever else the machine does disturbs both alike. A time is that of all:
+reading the prompt, every step, choosing the token. Greedy. Compiling is a time of its own, in no other.
 """
 
 import argparse
@@ -47,6 +47,7 @@ GOALS = {
 }
 REFERENCE = "Hugging Face, bf16"
 Writes = Callable[[int], object]
+CLOCK = [time.perf_counter]
 
 
 def parsed() -> argparse.Namespace:
@@ -58,6 +59,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--cpu-seconds", action="store_true", help="the process's own; with --threads 1, if it is busy")
     parser.add_argument("--run", default="", help="a trained model for the part loss: run, checkpoint or gpt2")
     parser.add_argument("--data", default="", help="prepared data for the part loss; nothing: the run's own")
     parser.add_argument("--eval-tokens", type=int, default=65_536, help="held-out tokens for the part loss")
@@ -74,9 +76,11 @@ def hugging_face(model: GPT) -> object:
     tensors = {}
     for name, tensor in model.state_dict().items():
         their_name, is_transposed = to_hugging_face(name)
-        tensors[their_name] = (tensor.T if is_transposed else tensor)[: config.vocab_size if "wte" in their_name else None]
-    missing = theirs.load_state_dict(tensors, strict=False)
-    assert not missing.unexpected_keys and set(missing.missing_keys) <= {"lm_head.weight"}, missing
+        rows = tensor[: config.vocab_size] if name == "token_embedding.weight" else tensor
+        tensors[their_name] = rows.T if is_transposed else rows
+    keys = theirs.load_state_dict(tensors, strict=False)
+    assert not keys.unexpected_keys
+    assert set(keys.missing_keys) <= {"lm_head.weight"}
     theirs.tie_weights()
     return theirs.to(torch.bfloat16).eval()
 
@@ -104,9 +108,9 @@ def our_writer(model: GPT, prompt: list[int], samples: int = 1) -> Writes:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = CLOCK[0]()
     work()
-    return time.perf_counter() - started
+    return CLOCK[0]() - started
 
 
 def in_turns(writers: dict[str, Writes], tokens: int, rounds: int) -> dict[str, list[float]]:
@@ -217,7 +221,8 @@ def loss(options: argparse.Namespace) -> None:
     text = own_split(Path(options.data) if options.data else subject.own_data.find(options.run), "val")  # type: ignore[union-attr]
     windows = text.windows(model.config.context_length, options.eval_tokens)
     lengths = bytes_per_token(subject.tokenizer)
-    print(f"{options.run}: {parameter_count(model.config):,} parameters, {windows.target_count:,} tokens of {text.name}")
+    size = f"{parameter_count(model.config):,} parameters"
+    print(f"{options.run}: {size}, {windows.target_count:,} tokens of {text.name}")
     exact = None
     for name in (name for name in FORMS if "compiled" not in name):
         ready = prepared(model, **FORMS[name])  # type: ignore[arg-type]
@@ -230,7 +235,10 @@ def main() -> None:
     options = parsed()
     torch.set_num_threads(options.threads)
     torch.manual_seed(1)
-    print(f"{cpu_name()}, {options.threads} threads, torch {torch.__version__}")
+    if options.cpu_seconds:
+        CLOCK[0] = time.process_time
+    clock = "processor seconds" if options.cpu_seconds else "seconds of the clock"
+    print(f"{cpu_name()}, {options.threads} threads, torch {torch.__version__}, {clock}")
     parts = options.parts.split(",")
     if "loss" in parts:
         loss(options)

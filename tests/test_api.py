@@ -21,7 +21,8 @@ from quillgpt.errors import ConfigError
 from quillgpt.tokenizer import TOKENIZERS
 from quillgpt.train.loop import train
 
-NAMES = ["GPT", "ModelConfig", "RunConfig", "generate", "load_model", "load_recipe", "load_tokenizer", "prepared", "train"]
+NAMES = ["GPT", "ModelConfig", "RunConfig", "generate", "load_model", "load_recipe", "load_tokenizer", "prepared"]
+NAMES.append("train")  # the folder
 VOCABULARY = Path(__file__).parents[2] / "shared" / "data" / "tiktoken-cache"
 
 
