@@ -205,9 +205,7 @@ def _new_cache(model: GPT, sequences: int, room: int, precision: _Precision) -> 
 def _spread(model: GPT, read: KVCache, rows: Tensor, new: int, precision: _Precision) -> KVCache:
     """A cache that holds for each row what `read` holds for that context, with room for `new` tokens more."""
     spread = _new_cache(model, len(rows), read.length + new, precision)
-    spread.keys[:, :, :, : read.length] = read.keys[:, rows]
-    spread.values[:, :, :, : read.length] = read.values[:, rows]
-    spread.advance(read.length)
+    spread.take(read, rows)
     return spread
 
 

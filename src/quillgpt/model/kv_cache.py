@@ -54,12 +54,11 @@ class KVCache:
         """Count the tokens that every layer has now appended; the model does so at the end of each forward."""
         self.length += count
 
-    def copy_to_all(self, single: "KVCache") -> None:
-        """Hold for every sequence what another cache holds for its only one."""
-        held = single.length
-        for mine, other in zip(self.keys + self.values, single.keys + single.values, strict=True):
-            mine[:, :, :held] = other[:, :, :held]
-        self.length = held
+    def take(self, other: "KVCache", rows: Tensor | slice = slice(None)) -> None:
+        """Hold what these sequences of another cache hold; its only one, if it has one, is held for all."""
+        self.length = other.length
+        for mine, theirs in zip(self.keys + self.values, other.keys + other.values, strict=True):
+            mine[:, :, : self.length] = theirs[rows, :, : self.length]
 
     def clear(self) -> None:
         """Forget all tokens and keep the room."""

@@ -5,6 +5,7 @@ tokens in the cache is left open, so that nothing is compiled a second time.
 """
 
 from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class CompiledGPT(GPT):
         # what is compiled is kept with a function's code: with code of its own, a model cannot be given another's, and
         # need not be compared, weight by weight, with what it was when it was compiled
         own = FunctionType(_step.__code__.replace(), globals())
-        unchecked = {"guard_filter_fn": torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe}
+        unchecked: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe}
         self._step = torch.compile(own, dynamic=True, options=unchecked)
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:

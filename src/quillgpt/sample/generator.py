@@ -68,7 +68,7 @@ class Generator:
         single, tokens = self._cache, self._tokens
         self._begin(samples)
         self._tokens[:] = tokens
-        self._cache.copy_to_all(single)
+        self._cache.take(single)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Read one more token of every sequence (B,); return the next token's logits (B, V)."""

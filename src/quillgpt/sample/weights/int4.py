@@ -16,7 +16,7 @@ def as_int4(linear: nn.Linear) -> nn.Module:
     """The layer with weights of 4 bits; a `ConfigError` where this build of torch has no such product."""
     try:
         return Int4Linear(linear.weight.detach().float(), linear.bias)
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, RuntimeError):
         raise ConfigError(f"quantize = int4: torch {torch.__version__} cannot do it here; use int8") from None
 
 

@@ -39,9 +39,7 @@ class Int8Linear(nn.Module):
     def __init__(self, quantised: Tensor, scales: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.bias = bias
-        with (
-            warnings.catch_warnings()
-        ):  # torch will drop this kind of tensor some day; `as_int8` then goes the other way
+        with warnings.catch_warnings():  # torch will drop such tensors some day; then the other way is taken
             warnings.simplefilter("ignore")
             offsets = torch.zeros(len(scales), dtype=torch.int64)
             tensor = torch._make_per_channel_quantized_tensor(quantised, scales.double(), offsets, 0)
