@@ -79,14 +79,17 @@ def test_files_and_losses_are_those_of_a_run_without_compiling(small_run: RunCon
 
 
 def test_the_trial_leaves_no_trace_in_the_run(small_run: RunConfig, tmp_path: Path) -> None:
-    """Compiling first runs a step on zeros; weights, gradients and random numbers must not feel it."""
+    """Compiling first runs a step on zeros; weights, gradients and random numbers must not feel it.
+
+    Compiled code is given the formulas that eager code has derivatives by hand for, so that the last digits differ.
+    """
     compiled = changed(small_run, compile="on", compile_backend="eager", dropout=0.2, steps=4)
     plain = changed(compiled, compile="off", out=str(tmp_path / "plain"))
     for config in (compiled, plain):
         train(config)
-    assert [line["loss"] for line in read_metrics(run_of(compiled).metrics)] == [
-        line["loss"] for line in read_metrics(run_of(plain).metrics)
-    ]
+    assert [line["loss"] for line in read_metrics(run_of(compiled).metrics)] == pytest.approx(
+        [line["loss"] for line in read_metrics(run_of(plain).metrics)], rel=1e-6
+    )
 
 
 @pytest.fixture
