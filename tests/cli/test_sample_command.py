@@ -154,14 +154,6 @@ def test_a_run_that_is_none_is_one_line_and_exit_code_65(monkeypatch, capsys, wh
     assert one_line(quill(monkeypatch, capsys, "sample", where))[0] == 65
 
 
-def test_no_run_at_all_says_how_to_make_one(monkeypatch, capsys, tmp_path):
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path / "empty")
-    code, line = one_line(quill(monkeypatch, capsys, "sample"))
-    assert code == 65
-    assert "quill train" in line
-
-
 def test_a_prompt_file_that_is_not_utf8_names_the_byte(monkeypatch, capsys, workplace):
     (workplace / "prompt.txt").write_bytes(b"caf\xe9")
     code, line = one_line(quill(monkeypatch, capsys, "sample", "-p", "FILE:prompt.txt"))
