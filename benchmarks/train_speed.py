@@ -76,6 +76,7 @@ class Ours:
         self.inputs, self.targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def __call__(self) -> None:
+        """One step."""
         count = self.inputs.numel()
         numbers = {"target_count": count, "seed": 0, "step": 0, "rank": 0}
         loss = update.gradients(self.wrapped, self.inputs, self.targets, choices=self.choices, **numbers).item() / count
@@ -94,6 +95,7 @@ class Baseline:
         self.inputs, self.targets = tokens[:, :-1].contiguous(), tokens[:, 1:].flatten()
 
     def __call__(self) -> None:
+        """One step."""
         loss = F.cross_entropy(self.model(self.inputs).flatten(0, 1), self.targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -151,10 +153,13 @@ class Clock:
         self.began = self.ended = 0.0
 
     def add(self, name: str, seconds: float) -> None:
+        """Count seconds, once the first steps are over."""
         if self.steps > self.skip:
             self.spent[name] += seconds
 
     def watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, its time counted."""
+
         def call(*args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
             if name == "data":
@@ -168,10 +173,12 @@ class Clock:
         return call
 
     def before_optimizer(self, *_: Any) -> None:
+        """A hook of torch's."""
         self.depth += 1  # Muon calls AdamW
         self.optimizer_began = time.perf_counter() if self.depth == 1 else self.optimizer_began
 
     def after_optimizer(self, *_: Any) -> None:
+        """A hook of torch's."""
         self.depth -= 1
         if not self.depth:
             self.add("of which the optimizer", time.perf_counter() - self.optimizer_began)
@@ -215,7 +222,9 @@ def memory() -> None:
     for tokens in (1024, 4096, 16384):
         command = [sys.executable, __file__, "--added-by", str(tokens)]
         added = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(f"  {tokens:>6,} tokens: {added:6,.0f} MiB; their logits in fp32 are {tokens * 50304 * 4 / 2**20:6,.0f} MiB")
+        print(
+            f"  {tokens:>6,} tokens: {added:6,.0f} MiB; their logits in fp32 are {tokens * 50304 * 4 / 2**20:6,.0f} MiB"
+        )
 
 
 def added_by(tokens: int) -> float:
@@ -226,9 +235,7 @@ def added_by(tokens: int) -> float:
     before = peak_memory_bytes(torch.device("cpu"))
     chunk_tokens = LOSS_CHUNK_ELEMENTS // 50257
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = linear_cross_entropy(
-            hidden, weight, targets, vocab_size=50257, softcap=0.0, chunk_tokens=chunk_tokens
-        )
+        loss = linear_cross_entropy(hidden, weight, targets, vocab_size=50257, softcap=0.0, chunk_tokens=chunk_tokens)
     loss.backward()
     return (peak_memory_bytes(torch.device("cpu")) - before) / 2**20
 

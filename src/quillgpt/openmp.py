@@ -2,9 +2,8 @@
 
 A training step of a small network is a thousand short parallel pieces. By default a thread that is done spins for
 milliseconds until the others are; where another program takes a core for a moment, all of them spin through its time
-slice, in every piece: two threads on two cores were measured to drop to a tenth of one thread's speed. Spinning only for
-microseconds, and sleeping then, costs nothing where cores are free and keeps the speed where they are not
-(docs/speed.md).
+slice, in every piece: two threads on two cores were measured to drop to a tenth of one thread's speed. With spinning
+for microseconds, and sleeping after that, they keep it (docs/speed.md).
 """
 
 import os

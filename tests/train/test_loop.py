@@ -210,7 +210,7 @@ def test_minutes_fix_the_number_of_steps_and_leave_the_run_as_it_was(
 ) -> None:
     monkeypatch.setattr("quillgpt.train.calibrate.MEASURE_SECONDS", 0.05)
     monkeypatch.setattr("quillgpt.train.calibrate.WARMUP_SECONDS", 0.05)
-    timed = changed(small_run, minutes=0.01, eval_every=0, dropout=0.1, out=str(tmp_path / "timed"))
+    timed = changed(small_run, minutes=0.01, threads=1, eval_every=0, dropout=0.1, out=str(tmp_path / "timed"))
     steps = train(timed).step
     assert checkpoint.committed(run_of(timed))[-1].read_json("state.json")["steps"] == steps
     assert train(timed).step == steps  # it keeps to it: a second call has nothing left to do

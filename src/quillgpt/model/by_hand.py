@@ -1,9 +1,9 @@
 """Where a derivative written by hand is of use: in eager training, where torch would take one pass over memory a step.
 
-torch derives each operation by itself: RMSNorm in eight, a rotation in eight, and as many again and more backwards. A
-network of a few megabytes spends as long on those as on its matrix products. The same formulas with their derivative in
-one piece take a third of the passes (docs/speed.md). A compiler makes one piece of them anyway, and an exporter is to
-see torch's own operations, so both are given the formula.
+torch derives each operation by itself: RMSNorm in eight, a rotation in eight, and more than that backwards. A small
+network spends as long on those as on its matrix products. The same formulas with their derivative in one piece take a
+third of the passes (docs/speed.md). A compiler makes one piece of them anyway, and an exporter wants to see torch's own
+operations, so both are given the formula.
 """
 
 import torch

@@ -91,7 +91,7 @@ class _SquaredReLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyrefly: ignore  (torch's decorator hides ctx)
         """By x."""
         (positive,) = ctx.saved_tensors
         return (gradient * positive).mul_(2)

@@ -34,7 +34,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """With u = x / rms, g the gradient of u: that of x is (g - u mean(g u)) / rms [Zhang 2019, section 4]."""
+    """Of u = x / rms with gradient g: the gradient of x is (g - u mean(g u)) / rms [Zhang 2019, section 4]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None) -> Tensor:
@@ -48,7 +48,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:  # pyrefly: ignore  (torch's decorator hides ctx)
         """By x and by weight."""
         unit, scale, weight = ctx.saved_tensors
         wide = torch.promote_types(unit.dtype, torch.float32)

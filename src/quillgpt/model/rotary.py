@@ -63,7 +63,7 @@ class _Turn(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyrefly: ignore  (torch's decorator hides ctx)
         """By x."""
         cosine, sine = ctx.saved_tensors
         return _turned(gradient, cosine, -sine), None, None

@@ -57,8 +57,9 @@ def fastest_threads(config: RunConfig, choices: Choices, model: GPT) -> tuple[in
     before, seconds = torch.get_num_threads(), {}
     with torch.random.fork_rng(enabled=True):
         step = _trial_step(config, choices, model)
-        step()
         threads = best = choices.threads
+        torch.set_num_threads(threads)
+        step()  # fills memory pools
         while threads:
             torch.set_num_threads(threads)
             seconds[threads] = _mean_seconds(step)

@@ -55,25 +55,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore  (torch's decorator hides ctx)
         """By hidden and weight, where they want it."""
         for_hidden, for_weight = (None if saved is None else saved * gradient for saved in ctx.saved_tensors)
         return for_hidden, for_weight, None, None, None, None
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, vocab_size: int, softcap: float) -> tuple[Tensor, Tensor]:
-    """The sum of the losses of a chunk's n tokens, and its derivative by the logits (n, rows), which it overwrites."""
-    counts = (targets != IGNORED_TARGET)[:, None].to(logits.dtype)
+    """The sum of a chunk's n losses, and its derivative by the logits (n, rows), which are overwritten."""
+    counts = (targets != IGNORED_TARGET)[:, None].to(logits.dtype)  # 0 or 1
+    scale = 4.0 if softcap else 1.0
     index = targets.clamp(min=0)[:, None]  # (n, 1)
+    slope: Tensor | None = None
     if softcap:
         half = logits.mul_(2 / softcap).sigmoid_()  # tanh(x) = 2 sigmoid(2 x) - 1, and sigmoid is six times as fast
         logits = half * (2 * softcap)  # less a constant, which a softmax does not see
+        slope = half.addcmul_(half, half, value=-1)  # a quarter of tanh'
     logits[:, vocab_size:] = -torch.inf
     log_probability = logits.log_softmax(dim=-1)
     loss = -(log_probability.gather(1, index) * counts).sum()
     gradient = log_probability.exp_()
     gradient.scatter_(1, index, gradient.gather(1, index) - 1.0)
-    if softcap:
-        gradient *= half.addcmul_(half, half, value=-1)
-        counts = counts * 4  # of tanh' = 4 sigmoid (1 - sigmoid)
-    return loss, gradient.mul_(counts)
+    if slope is not None:
+        gradient *= slope
+    return loss, gradient.mul_(scale * counts)
