@@ -48,7 +48,8 @@ class SelfAttention(nn.Module):
         self, x: Tensor, rotation: Rotation | None, extra_value: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What the heads compare and mix, each (B, H, T, D), normalised and rotated as set. x: (B, T, C)."""
-        query, key, value = (self._heads(part) for part in self.qkv(x).chunk(3, dim=-1))
+        parts = self.qkv(x).view(*x.shape[:2], 3, self.n_head, -1).unbind(2)  # each (B, T, H, D)
+        query, key, value = (part.transpose(1, 2) for part in parts)
         if self.has_qk_norm:
             query, key = _unit_scale(query), _unit_scale(key)
         if rotation is not None:
