@@ -122,6 +122,10 @@ MISTAKES = [
     (["--device", "tpu"], "cpu, cuda, cuda:N, mps"),
     (["--device=cuda:99"], "cuda:99"),
     (["--dtype", "fp8"], "bf16"),
+    (["--quantize", "int3"], "choose one of: none, int8, int4"),
+    (["--quantize"], "--quantize needs a value"),
+    (["--quantize", "int8", "--compile"], "leave out one of the two"),
+    (["--compile=perhaps"], "neither true nor false"),
     (["--out_dir=runs/other"], "name different models"),
     (["--init_from=gpt2"], "name different models"),
     (["--untrained", "debug"], "name different models"),
@@ -267,6 +271,31 @@ def test_a_start_may_be_a_file_as_in_nanogpt(capsys, workplace):
 
 def test_bf16_samples_on_the_cpu(capsys):
     assert main(["runs/tiny", "--dtype", "bf16", "-m", "5"]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--quantize", "int8"], ["--quantize=int4"], ["--quantize=int4", "--dtype=bf16"]]
+)
+def test_quantised_weights_sample_and_say_nothing(capsys, arguments):
+    assert main(["runs/tiny", "-m", "5", *arguments]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_compiler_compile_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("quillgpt.hardware._has_compiler", lambda: False)
+    code, line = one_line(quill(monkeypatch, capsys, "sample", "runs/tiny", "--compile"))
+    assert code == 2
+    assert "install g++" in line
+
+
+def test_fp16_on_the_cpu_is_fp32_and_says_so_quantised_or_not(capsys):
+    main(["runs/tiny", "-m", "5", "--dtype", "fp16", "--quantize", "int8"])
+    assert capsys.readouterr().err == "dtype fp32: fp16 is not trained on a CPU, so fp32\n"
+
+
+def test_nothing_asked_is_the_text_of_fp32(capsys, model, tokenizer):
+    main(["runs/tiny", "-m", "30", "--dtype", "fp32", "--quantize", "none"])
+    assert capsys.readouterr().out == generate(model, tokenizer, max_new_tokens=30)[0] + "\n"
 
 
 def test_untrained_samples_random_weights_of_a_recipe(capsys):

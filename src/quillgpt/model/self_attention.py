@@ -47,7 +47,7 @@ class SelfAttention(nn.Module):
         self, x: Tensor, rotation: Rotation | None, extra_value: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What the heads compare and mix, each (B, H, T, D), normalised and rotated as set. x: (B, T, C)."""
-        heads = self.qkv(x).unflatten(-1, (3, self.n_head, -1)).permute(0, 2, 3, 1, 4)  # (B, 3, H, T, D)
+        heads = self.qkv(x).view(*x.shape[:2], 3, self.n_head, -1).permute(0, 2, 3, 1, 4)  # (B, 3, H, T, D)
         queries_and_keys, value = heads.split((2, 1), dim=1)  # derived in one pass, as two slices are not
         if self.has_qk_norm:
             queries_and_keys = rms_norm(queries_and_keys)

@@ -19,7 +19,7 @@ def choose(logits: Tensor, settings: SamplingSettings, generators: Sequence[torc
     logits = logits.detach().to("cpu")
     check_logits(logits)
     if settings.temperature == 0:
-        return logits.argmax(dim=-1)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).argmax(dim=-1)  # 16 bits: 4 times as long
     scaled = with_temperature(logits, settings.temperature)
     probabilities = keep_top_p(keep_top_k(scaled, settings.top_k), settings.top_p).softmax(dim=-1)
     drawn = [
