@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --out gpu-results --minutes 2
     python benchmarks/gpu.py --out /tmp/smoke --smoke         # seconds on a CPU: that it works, no measurement
 
-Speed: GPT-2 124M, context 1,024, vocabulary padded to 50,304. Ours is what `quill train` chooses (bf16 with the stream
-in bf16 too, compiled, flash attention through SDPA, loss in chunks, the micro-batch by memory), beside what nanoGPT does,
+Speed: GPT-2 124M, context 1,024, vocabulary padded to 50,304. Ours is what `quill train` chooses (bf16, the stream
+too, compiled, flash attention through SDPA, loss in chunks, micro-batch by memory), beside what nanoGPT does,
 written with our model: autocast with the stream in fp32, compiled, all logits at once, micro-batches of 12. The
 sides take turns. MFU is tokens/s x (6 N + 12 L C T) / the data sheet's dense bf16 peak, attention counted in full and
 embeddings that are only looked up not counted (`flops_per_token`) [Chowdhery 2022, appendix B].

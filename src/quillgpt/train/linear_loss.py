@@ -1,7 +1,7 @@
 """Cross-entropy of a linear layer's outputs, without ever holding the outputs of all tokens.
 
 The loss's derivative by a logit is known as soon as the logit is: softmax minus one-hot. So each chunk of tokens goes
-forward and backward at once and its logits are dropped [Hsu 2024, 3.2]: nothing is computed twice, and memory does not
+forward and backward at once and its logits are dropped [Hsu 2024]: nothing is computed twice, and memory does not
 grow with tokens times vocabulary. torch has such a function from 2.13 on; docs/speed.md tells why this one is kept.
 """
 

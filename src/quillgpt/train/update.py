@@ -32,7 +32,7 @@ class Wrapped:
 def wrap(model: GPT, choices: Choices, ranks: Ranks | None = None) -> Wrapped:
     """Put the model and its loss into one module, reduce its gradients over the ranks, compile the whole."""
     stream_dtype = torch.bfloat16 if choices.dtype == "bf16" else None  # in fp16 sums over many layers would overflow
-    step = TrainingStep(model, chunk_elements=LOSS_CHUNK_ELEMENTS, stream_dtype=stream_dtype).train()
+    step = TrainingStep(model, chunk_elements=_chunk_elements(choices), stream_dtype=stream_dtype).train()
     unreduced: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = step
     if ranks is not None and ranks.is_parallel:
@@ -43,6 +43,14 @@ def wrap(model: GPT, choices: Choices, ranks: Ranks | None = None) -> Wrapped:
         forward = torch.compile(forward, backend=choices.compile_backend, dynamic=False)
     scaler = torch.amp.GradScaler(choices.device.partition(":")[0]) if choices.dtype == "fp16" else None
     return Wrapped(forward=forward, unreduced=unreduced, has_dropout=model.config.dropout > 0, scaler=scaler)
+
+
+def _chunk_elements(choices: Choices) -> int:
+    """Logits that exist at one time; compiled, those of a chunk are computed twice, so a card gets large chunks."""
+    if not (choices.compile and choices.device.startswith("cuda")):
+        return LOSS_CHUNK_ELEMENTS
+    memory_bytes = torch.cuda.get_device_properties(choices.device).total_memory
+    return max(LOSS_CHUNK_ELEMENTS, memory_bytes // 80)  # at 6 bytes each less than a tenth of the memory
 
 
 def gradients(
