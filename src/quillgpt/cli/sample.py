@@ -77,7 +77,8 @@ def main(arguments: list[str]) -> int:
     check_prompt(prompt)
     device, dtype = _placement(options)
     model, tokenizer = _untrained(options) if options.untrained else _trained(where)
-    _write_samples(_prepared(model.to(device), dtype, options), tokenizer, prompt, settings)
+    model = _prepared(model.to(device), dtype, options)  # weights in another form leave none of the first behind
+    _write_samples(model, tokenizer, prompt, settings)
     return 0
 
 
