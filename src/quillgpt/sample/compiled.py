@@ -27,10 +27,10 @@ class CompiledGPT(GPT):
         unchecked: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe}
         self._step = torch.compile(own, dynamic=True, options=unchecked)
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """The residual stream after the last block, normalised. tokens: (B, T) int64. Returns (B, T, C)."""
         if cache is None or cache.length < 2 or tokens.numel() > 1:  # 0 and 1 would be compiled for themselves
-            return super().hidden(tokens, cache)
+            return super().hidden(tokens, cache, dtype)
         with OneRow():
             return self._step(self, tokens, cache)
 
