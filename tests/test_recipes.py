@@ -133,7 +133,7 @@ def test_a_command_in_a_header_is_understood(command: list[str]) -> None:
 
 
 def test_nanogpt_cpu_is_the_command_of_nanogpts_readme() -> None:
-    """But for what it looks at and where it runs: fp32 is all that nanoGPT computes in on a CPU, and its GELU is exact."""
+    """But for what it looks at and where it runs: nanoGPT computes in fp32 on a CPU, and its GELU is exact."""
     ours, theirs = flatten(load_recipe("nanogpt-cpu")), flatten(load_settings(NANOGPT_CPU.split()).config)
     differing = {name for name in ours if ours[name] != theirs[name]}
     assert differing == {"out", "mlp", "dtype", "eval_iters", "log_every", "gradient_accumulation_steps"}
