@@ -50,6 +50,7 @@ def test_at_its_own_depth_a_recipe_is_as_it_was(name: str) -> None:
 
 
 def test_the_recipe_of_minutes_is_as_it_was_at_its_own_depth(timed: str) -> None:
+    Path(timed).write_text(TIMED.replace("lr = 0.02", "lr = 0.0212345678"), encoding="utf-8")
     assert flatten(at(f"{timed} --depth 4")) == flatten(load_recipe(timed))
 
 
@@ -124,6 +125,12 @@ def test_a_flag_wins_and_the_rest_follows_from_it(flags: str, timed: str) -> Non
     named = [name for name, origin in settings.origins.items() if origin.startswith(f"flag {given}")]
     assert len(named) == 1
     assert settings.origins["n_layer"] == "depth"
+
+
+def test_what_is_given_is_not_derived() -> None:
+    recipe = load_recipe("modern-124m")
+    given = {"lr": 0.5, "n_embd": 256, "steps": 7, "weight_decay": 0.0}
+    assert settings_at_depth(recipe, 6, {}).keys() - settings_at_depth(recipe, 6, given).keys() == given.keys()
 
 
 def test_where_each_value_came_from_is_told(timed: str) -> None:
