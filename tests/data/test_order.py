@@ -244,3 +244,19 @@ def test_order_is_the_one_of_the_first_release():
     second_epoch = " ".join(map(str, stream_tokens(order, shards, 25, 25)))
     assert second_epoch == "10 11 12 13 14 15 16 17 18 19 20 21 22 4 5 6 7 0 1 2 3 8 23 24 9"
     assert rows.rows(0, 13).tolist() == [4, 5, 6, 0, 3, 2, 1, 8, 9, 11, 7, 10, 12]
+
+
+@pytest.mark.parametrize("context_length", [1, 8, 64, 1024])
+def test_a_text_of_a_million_tokens_is_shuffled_as_a_whole(context_length: int) -> None:
+    """The first tenth of an epoch comes from all tenths of the text alike, whatever the context."""
+    rows_in_all = 1_000_000 // context_length
+    first = RowOrder(token_count=1_000_000, context_length=context_length, seed=1).rows(0, rows_in_all // 10)
+    tenths = np.bincount(first * 10 // (rows_in_all + 1), minlength=10) / len(first)
+    assert np.abs(tenths - 0.1).max() < 0.06
+
+
+def test_of_a_long_text_a_window_is_eight_million_tokens() -> None:
+    for context_length in (64, 1024):
+        order = RowOrder(token_count=1 << 26, context_length=context_length, seed=1)
+        window = (1 << 23) // context_length
+        assert sorted(order.rows(window, window).tolist()) == list(range(window, 2 * window))

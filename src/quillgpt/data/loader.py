@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quillgpt.data.order import WINDOW_ROWS, RowOrder, StreamOrder
+from quillgpt.data.order import RowOrder, StreamOrder
 from quillgpt.data.token_dataset import TokenDataset
 
 # A random read maps up to 64 KiB of a file around it, so mapped pages stay below 2048 * 64 KiB = 128 MiB.
@@ -64,7 +64,7 @@ class BatchLoader:
         context_length: int,
         schedule: BatchSchedule,
         seed: int,
-        window_rows: int = WINDOW_ROWS,
+        window_rows: int = 0,
     ) -> None:
         dataset.check_length(context_length + 1)
         if schedule.context_length != context_length:

@@ -16,7 +16,7 @@ SHARDS, DOCUMENTS, FIRST_TOKEN, ROWS = range(4)
 
 CACHED_DOCUMENTS = 1 << 22  # 16 bytes each: 64 MB
 CACHED_SHARDS = 4  # kept whatever their size: a batch at a shard's end also reads the next shard
-WINDOW_ROWS = 8192
+WINDOW_TOKENS = 1 << 23  # 16 or 32 MB: what is read together lies together, and a small text is shuffled as a whole
 
 
 def random_keys(count: int, *, seed: int, purpose: int, epoch: int, item: int) -> np.ndarray:
@@ -148,15 +148,15 @@ class RowOrder:
     """Which row of the stream comes when.
 
     Row i has the stream's tokens from i * context_length on as targets. It belongs to the epoch that its first target
-    belongs to. The rows of an epoch are divided into windows of at most `window_rows` and permuted in each, so that
-    the rows of a long document come apart while what is read together lies together.
+    belongs to. The rows of an epoch are divided into windows of at most `window_rows` (0: of 8 million tokens) and
+    permuted in each, so that the rows of a long document come apart while what is read together lies together.
     """
 
-    def __init__(self, *, token_count: int, context_length: int, seed: int, window_rows: int = WINDOW_ROWS) -> None:
+    def __init__(self, *, token_count: int, context_length: int, seed: int, window_rows: int = 0) -> None:
         self._token_count = token_count
         self._context_length = context_length
         self._seed = seed
-        self._window_rows = window_rows
+        self._window_rows = window_rows or max(1, WINDOW_TOKENS // context_length)
         self._window = functools.lru_cache(maxsize=4)(self._computed_window)
 
     def first_row(self, epoch: int) -> int:
