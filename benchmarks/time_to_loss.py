@@ -6,7 +6,7 @@
     python benchmarks/time_to_loss.py --path input.txt                   # the text, where there is no network
 
 Both sides are judged alike: all held-out characters, in windows of 64, and in fp32 whatever a side trains in. A side is
-looked at after every 1/40 of its own steps and ends at the first look at or below the loss. Its seconds are those of
+looked at after every 1/20 of its own steps and ends at the first look at or below the loss. Its seconds are those of
 its training steps and of compiling; those of evaluating are not counted, and are printed. A baseline that ends above
 the loss counts with all its seconds, which is in its favour, and is marked.
 
@@ -46,7 +46,7 @@ from quillgpt.train.progress import Quiet
 
 LOSS = 1.8857
 CONTEXT = 64
-LOOKS = 40
+LOOKS = 20
 GOAL, AMBITION = 1 / 5, 1 / 10
 TURNS, STEPS_A_TURN, WARMUP_STEPS = 5, 40, 5
 Clock = Callable[[], float]
