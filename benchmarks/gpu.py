@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py --out gpu-results                # speed, profile, 8 minutes of training a recipe
     python benchmarks/gpu.py --out gpu-results --minutes 2
-    python benchmarks/gpu.py --out /tmp/smoke --smoke         # seconds on a CPU: that it works, no measurement
+    python benchmarks/gpu.py --out gpu-smoke --smoke           # seconds on a CPU: that it works, no measurement
 
 Speed: GPT-2 124M, context 1,024, vocabulary padded to 50,304. Ours is what `quill train` chooses (bf16, the stream
 too, compiled, flash attention through SDPA, loss in chunks, micro-batch by memory), beside what nanoGPT does,

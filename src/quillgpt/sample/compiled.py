@@ -1,7 +1,7 @@
 """A model whose step of one token of one sequence is compiled whole: one call in place of some five hundred.
 
 Reading a prompt and steps of several sequences have more to compute for each call, and stay as they are. The number of
-tokens in the cache is left open, so that nothing is compiled a second time.
+tokens in the cache is left open, so that it is not compiled again for each length.
 """
 
 from types import FunctionType
