@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import quillgpt
+
 PATH = Path(__file__).parents[1] / "notebooks" / "analysis.ipynb"
 SCORED = """
 import json
@@ -25,8 +27,8 @@ FIGURES = {
     "trajectory": ["held out", "training", "loss (nats per token)", "tokens trained on", "A  small", "B  small-slow"],
     "verdict": ["held-out loss at the end (nats per token)", "B - A"],
     "hellaswag-plot": ["share of right answers", " gpt2 0.2955", "A  small"],
-    "distribution": ["probability", "after 'def read(self, name': small-seed-1"],
-    "attention-plot": ["layer 0, head 0", "layer 0, head 1", "takes from", "weight, as a multiple of an even share"],
+    "distribution": ["probability", "after 'def read(self, name': quill-python"],
+    "attention-plot": ["layer 1, head 0", "layer 1, head 1", "takes from", "weight, as a multiple of an even share"],
 }
 """what has to be written in each figure"""
 
@@ -90,6 +92,9 @@ def test_nothing_is_warned_of(executed: dict[str, nbformat.NotebookNode]) -> Non
 def test_the_tokens_are_the_labels(executed: dict[str, nbformat.NotebookNode]) -> None:
     prompt = re.search(r'PROMPT = "(.*)"', executed["settings"].source)
     assert prompt
-    letters = list(prompt[1].replace(" ", "␣"))
-    lines = printed(executed["attention-plot"]).splitlines()
-    assert all(lines.count(letter) >= 2 * 2 * letters.count(letter) for letter in letters)  # both axes of both heads
+    model, tokenizer = quillgpt.load_model("quill-python")
+    tokens = tokenizer.encode(prompt[1])
+    names = [tokenizer.decode([token]).replace(" ", "␣") for token in tokens]
+    lines, axes = printed(executed["attention-plot"]).splitlines(), 2 * model.config.n_head
+    assert 3 < len(set(names)) < len(prompt[1])
+    assert all(lines.count(name) >= axes * names.count(name) for name in names)
