@@ -2,7 +2,7 @@
 
     python benchmarks/train_speed.py                     # both nets, about two minutes
     python benchmarks/train_speed.py --net char --seconds 4 --rounds 7
-    python benchmarks/train_speed.py --busy              # one thread, processor time: where others use the machine
+    python benchmarks/train_speed.py --busy              # one thread, processor time: a machine with other work
     python benchmarks/train_speed.py --parts             # where a run's time goes: data, passes, update, the rest
     python benchmarks/train_speed.py --memory            # what the loss of a large vocabulary takes
 
@@ -102,7 +102,7 @@ class Baseline:
         """One step."""
         with contextlib.ExitStack() as stack:
             for module in (mlp, norm, rotary):
-                stack.enter_context(mock.patch.object(module, "pays_by_hand", lambda _: False))
+                stack.enter_context(mock.patch.object(module, "pays_by_hand", return_value=False))
             loss = F.cross_entropy(self.model(self.inputs).flatten(0, 1), self.targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
