@@ -2,7 +2,7 @@
 
     python benchmarks/train_speed.py                     # both nets, about two minutes
     python benchmarks/train_speed.py --net char --seconds 4 --rounds 7
-    python benchmarks/train_speed.py --busy              # one thread, processor time: where others use the machine
+    python benchmarks/train_speed.py --busy              # one thread, processor time: a machine with other work
     python benchmarks/train_speed.py --parts             # where a run's time goes: data, passes, update, the rest
     python benchmarks/train_speed.py --memory            # what the loss of a large vocabulary takes
 

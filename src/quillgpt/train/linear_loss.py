@@ -35,47 +35,64 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float, chunk_tokens: int
     ) -> Tensor:
         """As `linear_cross_entropy`; keeps the gradients by hidden and weight."""
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        matrix = weight.to(hidden.dtype)
-        loss = torch.zeros((), dtype=wide, device=hidden.device)
-        for_hidden: list[Tensor] = []
+        matrix, total = weight.to(hidden.dtype), hidden.new_zeros((), dtype=_wide(hidden))
+        for_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for_weight: Tensor | None = None
+        room = _Room(min(chunk_tokens, len(hidden)), matrix, softcap)  # made once: new memory costs a pass by itself
         with torch.autocast(hidden.device.type, enabled=False):
-            for part, wanted in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
-                part_loss, gradient = _loss_and_gradient((part @ matrix.T).to(wide), wanted, vocab_size, softcap)
-                loss += part_loss
-                gradient = gradient.to(hidden.dtype)
-                if ctx.needs_input_grad[0]:
-                    for_hidden.append(gradient @ matrix)
+            for start in range(0, len(hidden), chunk_tokens):
+                part = hidden[start : start + chunk_tokens]
+                loss, gradient = room.loss_and_gradient(part, targets[start : start + chunk_tokens], vocab_size)
+                total += loss
+                if for_hidden is not None:
+                    torch.mm(gradient, matrix, out=for_hidden[start : start + chunk_tokens])
                 if ctx.needs_input_grad[1]:
                     product = (gradient.T @ part).to(weight.dtype)  # added up as the weight's own gradient will be
                     for_weight = product if for_weight is None else for_weight.add_(product)
-        ctx.save_for_backward(torch.cat(for_hidden) if for_hidden else None, for_weight)
-        return loss
+        ctx.save_for_backward(for_hidden, for_weight)
+        return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore  (torch's decorator hides ctx)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore  (hidden by torch)
         """By hidden and weight, where they want it."""
         for_hidden, for_weight = (None if saved is None else saved * gradient for saved in ctx.saved_tensors)
         return for_hidden, for_weight, None, None, None, None
 
 
-def _loss_and_gradient(logits: Tensor, targets: Tensor, vocab_size: int, softcap: float) -> tuple[Tensor, Tensor]:
-    """The sum of a chunk's n losses, and its derivative by the logits (n, rows), which are overwritten."""
-    counts = (targets != IGNORED_TARGET)[:, None].to(logits.dtype)  # 0 or 1
-    scale = 4.0 if softcap else 1.0
-    index = targets.clamp(min=0)[:, None]  # (n, 1)
-    slope: Tensor | None = None
-    if softcap:
-        half = logits.mul_(2 / softcap).sigmoid_()  # tanh(x) = 2 sigmoid(2 x) - 1, and sigmoid is six times as fast
-        logits = half * (2 * softcap)  # less a constant, which a softmax does not see
-        slope = half.addcmul_(half, half, value=-1)  # a quarter of tanh'
-    logits[:, vocab_size:] = -torch.inf
-    log_probability = logits.log_softmax(dim=-1)
-    loss = -(log_probability.gather(1, index) * counts).sum()
-    gradient = log_probability.exp_()
-    gradient.scatter_(1, index, gradient.gather(1, index) - 1.0)
-    if slope is not None:
-        gradient *= slope
-    return loss, gradient.mul_(scale * counts)
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+class _Room:
+    """Memory for the logits of a chunk, and what is done in it."""
+
+    def __init__(self, chunk_tokens: int, matrix: Tensor, softcap: float) -> None:
+        shape = (chunk_tokens, len(matrix))
+        self.matrix, self.softcap = matrix, softcap
+        self.products = matrix.new_empty(shape)
+        self.numbers = matrix.new_empty(shape, dtype=_wide(matrix))
+        self.slopes = torch.empty_like(self.numbers) if softcap else None
+
+    def loss_and_gradient(self, hidden: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of n tokens, and its derivative by their logits (n, rows), until the next call."""
+        count = len(hidden)
+        logits = self.numbers[:count].copy_(torch.mm(hidden, self.matrix.T, out=self.products[:count]))
+        scale, slope = 1.0, None
+        if self.slopes is not None:
+            half = logits.mul_(2 / self.softcap).sigmoid_()  # tanh(x) = 2 sigmoid(2 x) - 1, and is six times as slow
+            slope, scale = torch.addcmul(half, half, half, value=-1, out=self.slopes[:count]), 4.0  # a quarter of tanh'
+            logits = half.mul_(2 * self.softcap)  # less a constant, which a softmax does not see
+        logits[:, vocab_size:] = -torch.inf
+        counts = (targets != IGNORED_TARGET)[:, None].to(logits.dtype)  # 0 or 1
+        index = targets.clamp(min=0)[:, None]  # (n, 1)
+        largest = logits.amax(dim=-1, keepdim=True)
+        of_targets = logits.gather(1, index)
+        exponentials = logits.sub_(largest).exp_()
+        sums = exponentials.sum(dim=-1, keepdim=True)
+        loss = ((sums.log() + largest - of_targets) * counts).sum()
+        gradient = exponentials.mul_(scale * counts / sums)  # softmax, and less one where the target is
+        gradient.scatter_(1, index, gradient.gather(1, index) - scale * counts)
+        if slope is not None:
+            gradient *= slope
+        return loss, self.products[:count].copy_(gradient)

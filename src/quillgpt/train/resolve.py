@@ -34,7 +34,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY_SHARE = 0.8  # of the free memory, for the estimate to fill
 CLEARLY_TOO_MUCH = 1.5  # times the free memory; the estimate is within 0.75 to 1.3 of the truth (tests)
 LARGEST_AUTO_BATCH = 32
-LOSS_CHUNK_ELEMENTS = 1 << 26  # logits that exist at one time: 256 MiB in fp32
+LOSS_CHUNK_ELEMENTS = 1 << 25  # logits that exist at one time: 128 MiB in fp32
 
 
 @dataclass(frozen=True, kw_only=True)
