@@ -10,19 +10,21 @@ looked at after every 1/20 of its own steps and ends at the first look at or bel
 its training steps and of compiling; those of evaluating are not counted, and are printed. A baseline that ends above
 the loss counts with all its seconds, which is in its favour, and is marked.
 
-First the baseline is held against a bare PyTorch loop of the same net, 5 turns each: our loop may cost 5 %.
+First the baseline is held against a bare PyTorch loop of the same net, step by step in turns: our loop may cost 5 %.
 Each finished run is a line in benchmarks/results/time_to_loss.jsonl, for the record: nothing is taken from there.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
+import math
 import shlex
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,8 @@ LOSS = 1.8857
 CONTEXT = 64
 LOOKS = 20
 GOAL, AMBITION = 1 / 5, 1 / 10
-TURNS, STEPS_A_TURN, WARMUP_STEPS = 5, 40, 5
+TURNS, STEPS_A_TURN, WARMUP_STEPS = 5, 60, 5
+OURS = "ours"
 Clock = Callable[[], float]
 SIDES = {"baseline": "nanogpt-cpu", "challenger": "modern-shakespeare-char"}
 
@@ -170,61 +173,63 @@ def summary(rows: Mapping[str, list[Row]], loss: float) -> str:
     return "\n".join(lines)
 
 
-class Stamps(Quiet):
-    """A screen that notes when each step was shown, so that a step's time has everything the loop does."""
+class InTurns(Quiet):
+    """A screen that lets every bare loop make a step after each of ours, and notes the seconds of all.
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.times: list[float] = []
+    So what disturbs the machine disturbs them alike, and a step of ours has everything the loop does.
+    """
+
+    def __init__(self, loops: Mapping[str, BareLoop], clock: Clock) -> None:
+        self.loops, self.clock = loops, clock
+        self.seconds: dict[str, list[float]] = {name: [] for name in (OURS, *loops)}
+        self.started = math.nan
 
     def step(self, line: Mapping[str, Any]) -> None:
-        """Note the time."""
-        self.times.append(self.clock())
+        """Our step ends here; after the bare ones the next begins."""
+        self.seconds[OURS].append(self.clock() - self.started)
+        with as_torch_comes():
+            for name, loop in self.loops.items():
+                self.seconds[name] += loop.run(1, self.clock)
+        self.started = self.clock()
+
+
+@contextlib.contextmanager
+def as_torch_comes() -> Iterator[None]:
+    """Without the deterministic algorithms that ours asks for."""
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True)
 
 
 def against_bare_loop(config: RunConfig, data: Data) -> str:
-    """Our loop and the bare one in turns, in steps per second; the bare one with our vocabulary and with nanoGPT's.
+    """Our loop and the bare one, a step of each in turn; the bare one with our vocabulary and with nanoGPT's.
 
-    Of a turn's steps the lower quartile counts: what other programs take for a moment is not the loop's own time. With
-    one thread the seconds are the processor's, which other programs cannot take either.
+    The ratio is of the medians of a turn; a turn is a run of ours. With one thread the seconds are the processor's,
+    which other programs cannot take.
     """
     clock: Clock = time.process_time if config.train.threads == 1 else time.perf_counter
     kind = "CPU seconds" if config.train.threads == 1 else "seconds"
     tokens = np.concatenate([np.asarray(shard.tokens) for shard in data.train.shards])
     letters = tokens[tokens < 65]  # all but the end of the text
     sizes = {"bare, same vocabulary": (tokens, data.tokenizer.vocab_size), "bare, 65 letters": (letters, 65)}
-    loops = {
-        name: BareLoop(Net(vocab_size=size), numbers, seed=turn)
-        for turn, (name, (numbers, size)) in enumerate(sizes.items())
-    }
-    quartiles: dict[str, list[float]] = {name: [] for name in ("ours", *loops)}
+    medians: dict[str, list[float]] = {name: [] for name in (OURS, *sizes)}
     for turn in range(TURNS):
-        for name in sorted(quartiles, reverse=bool(turn % 2)):
-            seconds = ours(config, turn, clock) if name == "ours" else bare(loops[name], clock)
-            quartiles[name].append(statistics.quantiles(seconds, n=4)[0])
-    lines = [f"{name:<22} {1e3 * statistics.median(each):7.2f} ms a step, {kind}" for name, each in quartiles.items()]
-    for name in loops:
-        ratios = [theirs / mine for theirs, mine in zip(quartiles[name], quartiles["ours"], strict=True)]
+        loops = {name: BareLoop(Net(vocab_size=size), ids, seed=turn) for name, (ids, size) in sizes.items()}
+        screen = InTurns(loops, clock)
+        with tempfile.TemporaryDirectory() as folder:
+            changes = {"steps": STEPS_A_TURN + WARMUP_STEPS + 1, "eval_every": 0, "eval_tokens": 640, "seed": turn}
+            train(updated(config, changes | {"out": f"{folder}/run"}, where=OURS), screen)
+        for name, seconds in screen.seconds.items():
+            medians[name].append(statistics.median(seconds[WARMUP_STEPS:-1]))  # our last one evaluates
+    lines = [f"{name:<22} {1e3 * statistics.median(each):7.2f} ms a step, {kind}" for name, each in medians.items()]
+    for name in sizes:
+        ratios = [theirs / mine for theirs, mine in zip(medians[name], medians[OURS], strict=True)]
         mean, half = interval(ratios)
         turns = f"over {TURNS} turns of {STEPS_A_TURN} steps"
         lines.append(f"our speed / {name}: {mean:.3f} ± {half:.3f} {turns} (goal 0.95)")
     return "\n".join(lines)
-
-
-def ours(config: RunConfig, seed: int, clock: Clock) -> list[float]:
-    """Seconds of our steps, warm-up and the last step left out."""
-    stamps = Stamps(clock)
-    with tempfile.TemporaryDirectory() as folder:
-        changes = {"steps": STEPS_A_TURN + WARMUP_STEPS + 1, "eval_every": 0, "eval_tokens": 640, "seed": seed}
-        train(updated(config, changes | {"out": f"{folder}/run"}, where="ours"), stamps)
-    gaps = [later - earlier for earlier, later in itertools.pairwise(stamps.times)]
-    return gaps[WARMUP_STEPS:-1]
-
-
-def bare(loop: BareLoop, clock: Clock) -> list[float]:
-    """Seconds of the bare loop's steps, as torch comes: without the deterministic algorithms that ours asks for."""
-    torch.use_deterministic_algorithms(False)
-    return loop.run(STEPS_A_TURN + WARMUP_STEPS, clock)[WARMUP_STEPS:]
 
 
 if __name__ == "__main__":

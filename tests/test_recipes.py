@@ -27,7 +27,7 @@ SAID = {
     "modern-python": """source=python tokenizer=bpe minutes=2 optimizer=muon n_layer=4 n_embd=192 vocab_size=1024
         residual=mixed value_embeddings=True logit_softcap=15.0 initialization=zero-output schedule=wsd""",
     "quill-python": "n_layer=4 n_embd=160 vocab_size=1024 optimizer=muon source=python",
-    "modern-shakespeare-char": """n_layer=4 n_embd=128 context_length=64 optimizer=muon source=shakespeare
+    "modern-shakespeare-char": """n_layer=2 n_embd=128 context_length=64 optimizer=muon source=shakespeare
         tokenizer=character residual=mixed value_embeddings=True logit_softcap=15.0""",
     "polynomial": "attention=gaussian-poly-8 mlp=square qk_norm=False norm=rmsnorm position=rotary minutes=2",
     "shakespeare-char": """n_layer=6 n_head=6 n_embd=384 context_length=256 dropout=0.2 bias=False

@@ -12,6 +12,7 @@ from quillgpt.data.token_dataset import TokenDataset
 
 # A random read maps up to 64 KiB of a file around it, so mapped pages stay below 2048 * 64 KiB = 128 MiB.
 READS_KEPT_MAPPED = 2048
+TOKENS_AHEAD = 1 << 14  # 64 KiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,7 @@ class BatchLoader:
         )
         self._reads = 0
         self._mapped: set[int] = set()
+        self._ahead_from, self._ahead = 0, np.empty((0, context_length + 1), dtype=np.uint32)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
         """Rows that this rank has of the step's global batch: (inputs, targets), each (B, T) int64.
@@ -90,10 +92,21 @@ class BatchLoader:
             raise ValueError(f"no batch for step {step}, rank {rank} of {world_size}")
         rows = self._schedule.rows_at(step)
         begin, end = rows * rank // world_size, rows * (rank + 1) // world_size
-        turns = self._rows.rows(self._schedule.rows_before(step) + begin, end - begin)
-        tokens = self._read(turns * self._context_length - 1)
+        first = self._schedule.rows_before(step) + begin
+        tokens = self._taken_at(first, end - begin, ahead=world_size == 1)
         inputs, targets = (part.astype(np.int64, order="C") for part in (tokens[:, :-1], tokens[:, 1:]))
         return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+    def _taken_at(self, first: int, count: int, *, ahead: bool) -> np.ndarray:
+        """The tokens (B, T + 1) of the rows that come at `count` turns; `ahead`: with those of the turns after them.
+
+        To find a few short rows takes as long as to find many, and longer than to copy them.
+        """
+        if not self._ahead_from <= first <= first + count <= self._ahead_from + len(self._ahead):
+            found = max(count, TOKENS_AHEAD // self._context_length) if ahead else count
+            turns = self._rows.rows(first, found)
+            self._ahead_from, self._ahead = first, self._read(turns * self._context_length - 1)
+        return self._ahead[first - self._ahead_from :][:count]
 
     def _read(self, starts: np.ndarray) -> np.ndarray:
         """The stream's tokens from each start on, (B, T + 1)."""

@@ -48,13 +48,16 @@ class SelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What the heads compare and mix, each (B, H, T, D), normalised and rotated as set. x: (B, T, C)."""
         heads = self.qkv(x).view(*x.shape[:2], 3, self.n_head, -1).permute(0, 2, 3, 1, 4)  # (B, 3, H, T, D)
-        queries_and_keys, value = heads.split((2, 1), dim=1)  # derived in one pass, as two slices are not
-        if self.has_qk_norm:
-            queries_and_keys = rms_norm(queries_and_keys)
-        if rotation is not None:
-            queries_and_keys = rotate(queries_and_keys, rotation)
-        query, key = queries_and_keys.unbind(1)
-        value = value.squeeze(1)
+        if self.has_qk_norm or rotation is not None:
+            queries_and_keys, value = heads.split((2, 1), dim=1)  # derived in one pass, as two slices are not
+            if self.has_qk_norm:
+                queries_and_keys = rms_norm(queries_and_keys)
+            if rotation is not None:
+                queries_and_keys = rotate(queries_and_keys, rotation)
+            query, key = queries_and_keys.unbind(1)
+            value = value.squeeze(1)
+        else:
+            query, key, value = heads.unbind(1)
         if extra_value is not None:
             value = value + self._heads(extra_value.to(value.dtype))
         return query, key, value

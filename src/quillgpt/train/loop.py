@@ -231,6 +231,8 @@ def _agree(loss_sum: torch.Tensor, signal: int, ranks: Ranks, device: str) -> tu
 
     Reading the loss waits for the device, so that the time around it is the whole step's.
     """
+    if not ranks.is_parallel:
+        return loss_sum.item(), signal != 0, signal == SIGINT
     flags = torch.tensor([0.0, signal != 0, signal == SIGINT], dtype=torch.float64)
     flags[0] = loss_sum.item()
     values = total(flags.to(device_for_sums(device)), ranks).tolist()

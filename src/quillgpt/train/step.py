@@ -7,7 +7,11 @@ from torch.utils.checkpoint import checkpoint
 
 from quillgpt.data.held_out import IGNORED_TARGET
 from quillgpt.model.gpt import GPT
+from quillgpt.model.written_out import product_dtype
 from quillgpt.train.linear_loss import linear_cross_entropy
+
+SMALL_ELEMENTS = 1 << 18
+"""logits, 1 MB of them: up to here the loss by hand costs more for its many operations than it saves"""
 
 
 class TrainingStep(nn.Module):
@@ -28,8 +32,15 @@ class TrainingStep(nn.Module):
         """tokens, targets: (B, T) int64, a target of -100 does not count. Returns two scalars."""
         hidden = self.model.hidden(tokens, dtype=self.stream_dtype).flatten(0, 1)  # (B * T, C)
         flat = targets.flatten()
-        loss_sum = self._for_a_compiler(hidden, flat) if torch.compiler.is_compiling() else self._by_hand(hidden, flat)
+        is_by_torch = torch.compiler.is_compiling() or self._is_small_and_exact(hidden)
+        loss_sum = self._by_torch(hidden, flat) if is_by_torch else self._by_hand(hidden, flat)
         return loss_sum, (flat != IGNORED_TARGET).sum()
+
+    def _is_small_and_exact(self, hidden: Tensor) -> bool:
+        """Whether torch's own operations are faster: few logits, neither bent nor in 16 bits."""
+        config = self.model.config
+        is_small = len(hidden) * config.vocab_size <= SMALL_ELEMENTS and len(hidden) <= self.chunk_tokens
+        return is_small and not config.logit_softcap and product_dtype(hidden).itemsize > 2
 
     def _by_hand(self, hidden: Tensor, targets: Tensor) -> Tensor:
         config = self.model.config
@@ -42,8 +53,8 @@ class TrainingStep(nn.Module):
             chunk_tokens=self.chunk_tokens,
         )
 
-    def _for_a_compiler(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The same in torch's operations, which a compiler fuses; the logits of a chunk are computed twice."""
+    def _by_torch(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The same in torch's operations, which a compiler fuses; the logits of several chunks are computed twice."""
         if targets.shape[0] <= self.chunk_tokens:
             return self._loss_sum(hidden, targets)
         parts = zip(hidden.split(self.chunk_tokens), targets.split(self.chunk_tokens), strict=True)
