@@ -51,6 +51,10 @@ from quillgpt.train.resolve import resolve
 RECIPES = (
     "debug",
     "one-layer",
+    "modern-python",
+    "quill-python",
+    "modern-shakespeare-char",
+    "nanogpt-cpu",
     "python",
     "gaussian-python",
     "gaussian-normalized-python",

@@ -42,7 +42,7 @@ from quillgpt.errors import QuillError
 
 SHARES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75)
 GOAL = 0.5
-RATES = {"gpt2": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), "modern": (0.005, 0.01, 0.02, 0.04, 0.08)}
+RATES = {"gpt2": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), "modern": (0.0125, 0.025, 0.05, 0.1)}
 """GPT-2's own rate, and Muon's: the other rates of the modern side keep their ratio to it"""
 FOLLOWING = ("embedding_lr", "head_lr", "scalar_lr")
 GPT2 = {name: value for line in GPT2S.values() for name, value in line.items()}

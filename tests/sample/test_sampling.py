@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quillgpt.errors import NonFiniteError
-from quillgpt.sample.sampling import choose, keep_top_k, keep_top_p, sample_generator, with_temperature
+from quillgpt.sample.sampling import choose, keep_top_p, largest, sample_generator, with_temperature
 from quillgpt.sample.settings import SamplingSettings
 
 ROWS, VOCABULARY = 4, 37
@@ -58,27 +58,48 @@ def test_a_tiny_top_p_is_greedy(logits, top_p):
 
 @pytest.mark.parametrize("k", [1, 2, 10, VOCABULARY - 1])
 def test_top_k_keeps_the_k_largest(logits, k):
-    kept = keep_top_k(logits, k) > -torch.inf
-    expected = [sorted(sorted(range(VOCABULARY), key=lambda token: -row[token])[:k]) for row in logits.tolist()]
-    assert [row.nonzero().flatten().tolist() for row in kept] == expected
+    kept, tokens = largest(logits, k)
+    expected = [sorted(range(VOCABULARY), key=lambda token: -row[token])[:k] for row in logits.tolist()]
+    assert tokens.tolist() == expected
+    assert kept.equal(logits.gather(-1, tokens))
 
 
 @pytest.mark.parametrize("k", [0, VOCABULARY, VOCABULARY + 1, 10**30])
 def test_top_k_of_0_or_above_the_vocabulary_keeps_all(logits, k):
-    assert keep_top_k(logits, k).equal(logits)
+    kept, tokens = largest(logits, k)
+    assert kept.equal(logits)
+    assert tokens.tolist() == [list(range(VOCABULARY))] * ROWS
 
 
 def test_top_k_keeps_exactly_k_of_equal_logits():
-    assert (keep_top_k(torch.zeros(2, 9), 4) == 0).sum(-1).tolist() == [4, 4]
+    kept, tokens = largest(torch.zeros(2, 9), 4)
+    assert kept.equal(torch.zeros(2, 4))
+    assert [len(set(row)) for row in tokens.tolist()] == [4, 4]
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("k", [0, 5])
 def test_top_p_keeps_the_fewest_tokens_with_that_probability(logits, p, k):
-    candidates = keep_top_k(logits.double(), k)
+    candidates, _ = largest(logits.double(), k)
     kept = keep_top_p(candidates, p) > -torch.inf
     expected = [fewest_with_probability(row, p) for row in candidates.softmax(-1).tolist()]
     assert [row.nonzero().flatten().tolist() for row in kept] == expected
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(3, 1.0), (0, 0.7), (4, 0.8), (0, 1.0)])
+def test_draws_are_the_tokens_that_the_filters_leave_as_often_as_their_probability(logits, top_k, top_p):
+    row, draws, temperature = logits[:1], 20_000, 1.7
+    scaled = (row[0].double() / temperature).tolist()
+    order = sorted(range(VOCABULARY), key=lambda token: -scaled[token])[: top_k or VOCABULARY]
+    weights = {token: math.exp(scaled[token]) for token in order}
+    shares = [weights[token] / sum(weights.values()) for token in order]
+    kept = [order[place] for place in fewest_with_probability(shares, top_p)]
+    settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)
+    tokens = choose(row.expand(draws, -1), settings, [sample_generator(0, 0)] * draws)
+    counts = torch.bincount(tokens, minlength=VOCABULARY).tolist()
+    for token, count in enumerate(counts):
+        share = weights[token] / sum(weights[one] for one in kept) if token in kept else 0.0
+        assert abs(count / draws - share) <= 5 * math.sqrt(share * (1 - share) / draws)
 
 
 def test_top_p_of_1_keeps_all(logits):
