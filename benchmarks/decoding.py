@@ -16,8 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import as_quill  # noqa: F401  (first)
 import torch
 
+from quillgpt.bench.machine import matmul_peak
 from quillgpt.errors import ConfigError
 from quillgpt.evaluate.held_out_loss import evaluate_held_out
 from quillgpt.evaluate.held_out_text import own_split
@@ -184,18 +186,12 @@ def prefill(model: GPT, names: list[str], options: argparse.Namespace) -> None:
         generator.prefill(tokens)
         shares, speeds = [], []
         for _ in range(3 * options.rounds):
-            peak = max(product_speed() for _ in range(3))
+            peak = matmul_peak("cpu", "bf16", seconds=0.3).measured
             speeds.append(work / seconds_of(lambda generator=generator: generator.prefill(tokens)))
             shares.append(speeds[-1] / peak)
         share, speed = statistics.median(shares), statistics.median(speeds)
         goal = "  goal: 65 %" if name == "bf16" else ""
         print(f"  {name:<8} prefill of {length}: {speed / 1e9:.0f} GFLOP/s, {share:.0%} of the bf16 peak{goal}")
-
-
-def product_speed(size: int = 1024) -> float:
-    """Floating-point operations a second of one square product in bf16."""
-    a = torch.ones(size, size, dtype=torch.bfloat16)
-    return 2 * size**3 / seconds_of(lambda: a @ a)
 
 
 def memory(model: GPT, names: list[str], options: argparse.Namespace) -> None:

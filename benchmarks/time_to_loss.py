@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import as_quill  # noqa: F401  (first)
 import numpy as np
 import torch
 from bare_loop import BareLoop, Net

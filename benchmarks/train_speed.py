@@ -12,44 +12,41 @@ what `quill train` does by itself. Nets: `char` is nanoGPT's for Shakespeare's c
 are compared.
 """
 
-from quillgpt.openmp import spin_briefly
+import argparse
+import contextlib
+import io
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
-spin_briefly()  # before torch is loaded, as `quill` does
-
-import argparse  # noqa: E402
-import contextlib  # noqa: E402
-import io  # noqa: E402
-import statistics  # noqa: E402
-import subprocess  # noqa: E402
-import sys  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
-from unittest import mock  # noqa: E402
-
-import torch  # noqa: E402
-from rich.console import Console  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-from torch.optim.optimizer import (  # noqa: E402
+import as_quill  # noqa: F401  (first)
+import torch
+from rich.console import Console
+from torch.nn import functional as F
+from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
-from quillgpt.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, updated  # noqa: E402
-from quillgpt.data.loader import BatchLoader  # noqa: E402
-from quillgpt.distributed import Ranks  # noqa: E402
-from quillgpt.hardware import cpu_name, detect, peak_memory_bytes  # noqa: E402
-from quillgpt.model import mlp, norm, rotary  # noqa: E402
-from quillgpt.model.gpt import GPT  # noqa: E402
-from quillgpt.optim import build_optimizer  # noqa: E402
-from quillgpt.train import loop, update  # noqa: E402
-from quillgpt.train.guard import Guard  # noqa: E402
-from quillgpt.train.linear_loss import linear_cross_entropy  # noqa: E402
-from quillgpt.train.progress import Terminal  # noqa: E402
-from quillgpt.train.resolve import LOSS_CHUNK_ELEMENTS, resolve  # noqa: E402
-from quillgpt.train.setup import set_up_torch  # noqa: E402
+from quillgpt.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, updated
+from quillgpt.data.loader import BatchLoader
+from quillgpt.distributed import Ranks
+from quillgpt.hardware import cpu_name, detect, peak_memory_bytes
+from quillgpt.model import mlp, norm, rotary
+from quillgpt.model.gpt import GPT
+from quillgpt.optim import build_optimizer
+from quillgpt.train import loop, update
+from quillgpt.train.guard import Guard
+from quillgpt.train.linear_loss import linear_cross_entropy
+from quillgpt.train.progress import Terminal
+from quillgpt.train.resolve import LOSS_CHUNK_ELEMENTS, resolve
+from quillgpt.train.setup import set_up_torch
 
 MODERN = {"mlp": "relu2", "norm": "rmsnorm", "position": "rotary", "qk_norm": True, "bias": False, "tied_head": False}
 MODERN |= {"embedding_norm": True, "residual": "mixed", "value_embeddings": True, "logit_softcap": 15.0}

@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import as_quill  # noqa: F401  (first)
 from finished_runs import RESULTS, Row, append, data_of, interval, machine, provenance
 
 from quillgpt.cli.demo import compressor_figures

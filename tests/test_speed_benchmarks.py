@@ -14,6 +14,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def script(name: str) -> ModuleType:
+    if str(BENCHMARKS) not in sys.path:  # where a script finds the modules beside it
+        sys.path.append(str(BENCHMARKS))
     specification = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None

@@ -1,6 +1,7 @@
 """`quill bench sample` and `quill bench data`: what they count, held against what was done."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from quillgpt.errors import ConfigError, DataError
 from quillgpt.model.gpt import GPT
 from quillgpt.model.sizes import prefill_flops
 from quillgpt.sample.generator import Generator
+from quillgpt.sample.weights import WEIGHTS
 from quillgpt.train.progress import Quiet
 
 SHORT = Plan(windows=2, seconds=0.01, warmup=0)
@@ -74,6 +76,28 @@ def test_weights_are_counted_in_the_dtype_they_are_read_in() -> None:
     padding = (-SMALL.vocab_size % 64) * SMALL.n_embd
     assert wide.weight_bytes == 4 * (read - padding)
     assert narrow.weight_bytes == wide.weight_bytes // 2
+
+
+@pytest.mark.parametrize("quantize", [name for name in WEIGHTS if name != "none"])
+def test_quantised_weights_are_counted_with_their_scales(quantize: str) -> None:
+    linear = WEIGHTS[quantize](torch.nn.Linear(512, 256, bias=False))
+    (found,) = measure_sampling([replace(small(), quantize=quantize)], Task(prompt_tokens=4, new_tokens=2), SHORT)
+    (plain,) = measure_sampling([small()], Task(prompt_tokens=4, new_tokens=2), SHORT)
+    held = [tensor for tensor in vars(linear).values() if isinstance(tensor, torch.Tensor)]
+    bytes_of_a_weight = (
+        sum(x.nbytes for x in held) / (512 * 256) if held else 1.0
+    )  # int8 is in an object of torch's own
+    assert found.weight_bytes / plain.weight_bytes == pytest.approx(bytes_of_a_weight / 4, rel=1e-3)
+
+
+def test_no_more_memory_is_taken_than_the_text_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms: list[int | None] = []
+    begun = Generator.__init__
+    monkeypatch.setattr(
+        Generator, "__init__", lambda self, model, room=None: (rooms.append(room), begun(self, model, room))[1]
+    )
+    measure_sampling([small()], Task(prompt_tokens=4, new_tokens=3), SHORT)
+    assert set(rooms) == {7}
 
 
 def test_a_prompt_is_no_longer_than_the_context() -> None:

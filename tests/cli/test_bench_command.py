@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from quillgpt.cli.bench_options import ACTIONS, Side, against, split_flags
+from quillgpt.cli.bench import trace_files
+from quillgpt.cli.bench_options import ACTIONS, Side, against, split_flags, taken_apart
+from quillgpt.cli.bench_sides import sampled
 from quillgpt.cli.main import run
 from quillgpt.config import RunConfig
 from quillgpt.distributed import Ranks
 from quillgpt.errors import CheckError, ConfigError, DataError, DiskError, QuillError
 from quillgpt.run_dir import config_toml
+from quillgpt.sample.compiled import CompiledGPT
+from quillgpt.sample.weights.int4 import Int4Linear
+from quillgpt.sample.weights.int8 import Int8Linear
+from quillgpt.sample.weights.plain import BrainLinear
 from quillgpt.train.loop import train
 
 SHORT = ["--windows", "2", "--seconds", "0.02", "--warmup", "0"]
@@ -146,6 +153,27 @@ def test_sampling_is_told_of_recipes_and_of_models(
         bench("sample", trained, *words, "--n-layer", "3")
 
 
+def test_what_is_sampled_has_the_form_that_quill_sample_gives_it(recipe: str) -> None:
+    words = [recipe, "--against", "dtype=bf16", "--against", "quantize=int8", "--against", "compile=on"]
+    command = taken_apart("sample", [*words, "--against", "quantize=int4 dtype=bf16"])
+    plain, brain, int8, compiled, int4 = (sampled(command, side) for side in command.sides)
+    assert [type(side.model.blocks[0].mlp.expand) for side in (plain, brain, int8, int4)] == [
+        torch.nn.Linear,
+        BrainLinear,
+        Int8Linear,
+        Int4Linear,
+    ]
+    assert type(compiled.model) is CompiledGPT
+    assert [(side.dtype, side.quantize) for side in (int8, int4)] == [("fp32", "int8"), ("bf16", "int4")]
+    for_all = taken_apart("sample", [recipe, "--quantize", "int8", "--against", "quantize=none"])
+    assert [sampled(for_all, side).quantize for side in for_all.sides] == ["int8", "none"]
+
+
+def test_traces_of_the_same_recipe_go_to_files_of_their_own(recipe: str) -> None:
+    traces = trace_files(taken_apart("train", ["debug", "debug", "--profile"]))
+    assert [trace.name for trace in traces] == ["trace-train-debug.json", "trace-train-debug-2.json"]
+
+
 def test_the_time_to_a_loss_is_told(bench: Callable[..., str], recipe: str) -> None:
     words = ["time-to-loss", recipe, "--loss", "5.3", "--eval-every", "2", "--seeds", "2"]
     rows = figures(bench(*words))
@@ -182,6 +210,10 @@ MISUSES: list[tuple[str, type[QuillError], str]] = [
     ("train RECIPE --profile --trace ..", ConfigError, "expected a file"),
     ("train RECIPE --profile --trace /proc/x/y.json", DiskError, "choose another --trace"),
     ("sample nosuch", QuillError, "nosuch: no such run .* nor is there a recipe"),
+    ("sample RECIPE --lr 3", ConfigError, "--lr: nothing is trained; there are the shape of the model and --device"),
+    ("sample RECIPE --batch-size 3", ConfigError, "--batch-size: nothing is trained"),
+    ("sample RECIPE --quantize int3", ConfigError, "quantize = 'int3' does not exist"),
+    ("sample RECIPE --quantize int8 --compile", ConfigError, "compile: the product of int8 weights"),
     ("sample RECIPE --new-tokens 1", ConfigError, "new_tokens = 1 is not possible"),
     ("data RECIPE --profile", ConfigError, "no flag --profile"),
     ("time-to-loss RECIPE", ConfigError, "loss = 0.0 is not possible: expected --loss"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quillgpt.errors import NonFiniteError
-from quillgpt.sample.sampling import choose, keep_top_p, largest, sample_generator, with_temperature
+from quillgpt.sample.sampling import choose, drawn, keep_top_p, largest, sample_generator, with_temperature
 from quillgpt.sample.settings import SamplingSettings
 
 ROWS, VOCABULARY = 4, 37
@@ -59,7 +59,7 @@ def test_a_tiny_top_p_is_greedy(logits, top_p):
 @pytest.mark.parametrize("k", [1, 2, 10, VOCABULARY - 1])
 def test_top_k_keeps_the_k_largest(logits, k):
     kept, tokens = largest(logits, k)
-    expected = [sorted(range(VOCABULARY), key=lambda token: -row[token])[:k] for row in logits.tolist()]
+    expected = [sorted(sorted(range(VOCABULARY), key=lambda token: -row[token])[:k]) for row in logits.tolist()]
     assert tokens.tolist() == expected
     assert kept.equal(logits.gather(-1, tokens))
 
@@ -100,6 +100,22 @@ def test_draws_are_the_tokens_that_the_filters_leave_as_often_as_their_probabili
     for token, count in enumerate(counts):
         share = weights[token] / sum(weights[one] for one in kept) if token in kept else 0.0
         assert abs(count / draws - share) <= 5 * math.sqrt(share * (1 - share) / draws)
+
+
+def test_a_draw_hits_nothing_of_probability_0_not_even_at_the_ends():
+    probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
+    points = [0.0, 0.2, 0.25, 0.5, 1 - 2**-53]
+    found = [drawn(probabilities, torch.tensor([[point]], dtype=torch.float64)).item() for point in points]
+    assert found == [1, 1, 3, 3, 3]
+
+
+def test_logits_that_differ_by_rounding_seldom_draw_another_token():
+    logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(1))
+    other = logits + 1e-6 * torch.randn(1, 3000, generator=torch.Generator().manual_seed(2))
+    same = [
+        choose(one.expand(2000, -1), SamplingSettings(), [sample_generator(1, 0)] * 2000) for one in (logits, other)
+    ]
+    assert (same[0] != same[1]).sum() <= 1
 
 
 def test_top_p_of_1_keeps_all(logits):

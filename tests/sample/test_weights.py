@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from quillgpt.config import ModelConfig
-from quillgpt.errors import ConfigError
+from quillgpt.errors import ConfigError, NonFiniteError
 from quillgpt.model.attention import ATTENTION
 from quillgpt.model.gpt import GPT
 from quillgpt.model.mlp import MLPS
@@ -223,6 +223,23 @@ def test_a_tied_head_is_quantised_and_the_table_is_not():
 def test_what_cannot_be_is_one_line(options, said):
     with pytest.raises(ConfigError, match=said):
         prepared(tiny(), **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_weights_that_are_not_finite_are_one_clear_error(form, bad, samples):
+    model = tiny()
+    with torch.no_grad():
+        model.blocks[0].attention.projection.bias[0] = bad
+    with pytest.raises(NonFiniteError, match="damaged"):
+        list(continued(Generator(prepared(model, **FORMS[form])), [1, 2], SamplingSettings(), range(samples)))
+
+
+@pytest.mark.parametrize("form", [name for name in FORMS if name != "none"])
+def test_a_model_is_not_prepared_twice(form):
+    with pytest.raises(ConfigError, match="prepared already"):
+        prepared(prepared(tiny(), **FORMS[form]), quantize="int8")
 
 
 def test_a_batch_does_not_change_what_a_sequence_is_rounded_to():

@@ -72,6 +72,8 @@ def sampling_json(sides: Sequence[Sampling]) -> dict[str, Any]:
                 "name": side.name,
                 "device": side.device,
                 "dtype": side.dtype,
+                "quantize": side.quantize,
+                "compile_seconds": side.compile_seconds,
                 "threads": side.threads,
                 "parameters": side.parameters,
                 "samples": side.samples,

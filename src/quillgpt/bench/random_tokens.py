@@ -15,7 +15,7 @@ from quillgpt.data.directory import data_directory, prepare_command
 from quillgpt.data.manifest import MANIFEST
 from quillgpt.data.prepare import prepare
 from quillgpt.data.text_to_shards import Means
-from quillgpt.errors import DataError
+from quillgpt.errors import DataError, require
 from quillgpt.train.starting_point import data_settings, starting_point
 
 BYTES = 256  # every character tokenizer has the bytes, and an end of text
@@ -23,6 +23,8 @@ SURROGATES = range(0xD800, 0xE000)
 TOKENS = 1 << 21
 VOCABULARIES = {"gpt2": 50_257, "byte": 257, "character": 257}
 """sizes that do not depend on `vocab_size`; of characters that of an English text, as Shakespeare's"""
+MOST_CHARACTERS = 1_000_000
+"""of Unicode's 1,112,064"""
 FETCHED = {"openwebtext", "fineweb-edu"}
 """sources of many gigabytes"""
 
@@ -30,6 +32,9 @@ FETCHED = {"openwebtext", "fineweb-edu"}
 def with_random_tokens(config: RunConfig, folder: Path) -> RunConfig:
     """The same settings with such data, prepared in the folder; the vocabulary has the size the recipe's would have."""
     vocab_size = VOCABULARIES.get(config.data.tokenizer, config.model.vocab_size)
+    require(
+        "vocab_size", vocab_size, vocab_size <= MOST_CHARACTERS, f"at most {MOST_CHARACTERS:,} with --random-tokens"
+    )
     out = folder / f"random-{vocab_size}"
     if not out.exists():
         text = folder / f"random-{vocab_size}.txt"
@@ -37,7 +42,8 @@ def with_random_tokens(config: RunConfig, folder: Path) -> RunConfig:
         settings = DataConfig(source="text", path=str(text), tokenizer="character", data=str(out))
         prepare(settings, vocab_size=vocab_size, out=out, means=Means(processes=1))
     data = DataConfig(source="text", path="", tokenizer="character", data=str(out))
-    return replace(config, data=data, model=replace(config.model, vocab_size=vocab_size))
+    train = replace(config.train, init="scratch")  # other weights would bring their tokenizer
+    return replace(config, data=data, train=train, model=replace(config.model, vocab_size=vocab_size))
 
 
 def random_text(vocab_size: int, length: int) -> str:

@@ -15,8 +15,10 @@ from quillgpt.errors import require
 from quillgpt.hardware import peak_memory_bytes
 from quillgpt.model.gpt import GPT
 from quillgpt.model.sizes import looked_up, parameter_count, prefill_flops
+from quillgpt.sample.compiled import CompiledGPT
 from quillgpt.sample.generator import Generator, continued
 from quillgpt.sample.settings import MAX_NEW_TOKENS, MAX_SAMPLES, SamplingSettings
+from quillgpt.sample.weights import BYTES_PER_WEIGHT
 
 PROMPT, NEW = "prompt tokens", "new tokens"
 PREFILL, DECODE = "prefill", "decode"
@@ -46,15 +48,21 @@ class Sampled:
     device: str
     dtype: str
     threads: int
+    quantize: str = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """What was measured of one side. `weight_bytes` are read for every new token, lookup tables not counted."""
+    """What was measured of one side. `weight_bytes` are read for every new token, lookup tables not counted.
+
+    `compile_seconds` are those of the first text beyond those of the second; None where nothing is compiled.
+    """
 
     name: str
     device: str
     dtype: str
+    quantize: str
+    compile_seconds: float | None
     threads: int
     parameters: int
     weight_bytes: int
@@ -79,6 +87,7 @@ def measure_sampling(
     """Measure each model in turn with the others."""
     opened = [_Writer(side, task) for side in sides]
     peaks = [writer.peak() for writer in opened]
+    compile_seconds = [writer.compile_seconds() for writer in opened]
     windows = in_turn(opened, plan, progress)
     peaks = best_of(peaks, [writer.peak() for writer in opened])
     memory = [peak_memory_bytes(torch.device(side.device)) for side in sides]
@@ -91,9 +100,11 @@ def measure_sampling(
             name=side.name,
             device=side.device,
             dtype=side.dtype,
+            quantize=side.quantize,
+            compile_seconds=compile_seconds[number],
             threads=side.threads,
             parameters=parameter_count(side.model.config),
-            weight_bytes=_weight_bytes(side.model),
+            weight_bytes=_weight_bytes(side),
             samples=task.samples,
             new_tokens=task.new_tokens,
             prompt_tokens=len(opened[number].prompt),
@@ -116,6 +127,13 @@ class _Writer:
         drawn = torch.randint(side.model.config.vocab_size, (length,), generator=torch.Generator().manual_seed(0))
         self.prompt: list[int] = drawn.tolist()
 
+    def compile_seconds(self) -> float | None:
+        """How much longer the first text takes than the second, if its step is compiled."""
+        if not isinstance(self.side.model, CompiledGPT):
+            return None
+        first, second = self(1).seconds, self(1).seconds
+        return first - second
+
     def __call__(self, count: int) -> Window:
         """The samples so many times, each time from the prompt on."""
         self._take_over()
@@ -123,7 +141,7 @@ class _Writer:
         parts = {PREFILL: 0.0, DECODE: 0.0}
         began = time.perf_counter()
         for _ in range(count):
-            generator = _TimedPrefill(self.side)
+            generator = _TimedPrefill(self.side, len(self.prompt) + self._task.new_tokens)
             tokens = continued(generator, self.prompt, settings, range(self._task.samples))
             next(tokens)
             first = time.perf_counter()
@@ -151,8 +169,8 @@ class _Writer:
 class _TimedPrefill:
     """The generator of `quill sample`, with a clock on its prefill."""
 
-    def __init__(self, side: Sampled) -> None:
-        self._generator = Generator(side.model)
+    def __init__(self, side: Sampled, room: int) -> None:
+        self._generator = Generator(side.model, room)
         self.clock = Clock(side.device)
 
     def prefill(self, tokens: Tensor) -> Tensor:
@@ -169,6 +187,6 @@ class _TimedPrefill:
         return self._generator.decode(tokens)
 
 
-def _weight_bytes(model: GPT) -> int:
-    weight = next(model.parameters())
-    return (parameter_count(model.config) - looked_up(model.config)) * weight.element_size()
+def _weight_bytes(side: Sampled) -> int:
+    config, own = side.model.config, next(side.model.parameters()).element_size()
+    return round((parameter_count(config) - looked_up(config)) * BYTES_PER_WEIGHT.get(side.quantize, own))

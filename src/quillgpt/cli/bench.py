@@ -11,22 +11,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quillgpt.cli.bench_options import ACTIONS, Command, Side, settings_of, taken_apart
+from quillgpt.cli.bench_options import ACTIONS, Command, settings_of, taken_apart
+from quillgpt.cli.bench_sides import sampled
 from quillgpt.cli.bench_status import Status, temporary
-from quillgpt.cli.settings import Settings
 from quillgpt.config import RunConfig
-from quillgpt.errors import CheckError, CheckpointError, ConfigError, DiskError, nearest, require, shown
-from quillgpt.recipes import recipe_names
-from quillgpt.recipes.aliases import RECIPES
+from quillgpt.errors import CheckError, ConfigError, DiskError, nearest, require, shown
 
 if TYPE_CHECKING:
-    from quillgpt.bench.sampling import Sampled
     from quillgpt.bench.windows import Plan
-    from quillgpt.model.gpt import GPT
 
 REPORTS = Path("reports")
-OF_SAMPLING = ("device", "dtype", "threads", "seed")
-"""settings that a model takes which brings its own shape"""
 
 USAGE = """\
 usage: quill bench train RECIPE ...          tokens/s, MFU, memory, and where a step's time goes
@@ -39,7 +33,7 @@ else the machine does disturbs all alike; the ratio to the first is printed with
 
   quill bench train python --profile
   quill bench train python --against dtype=fp32
-  quill bench sample runs/python --against dtype=bf16
+  quill bench sample runs/python --against dtype=bf16 --against quantize=int8
   quill bench time-to-loss shakespeare-char --loss 1.8857 --seeds 3
 
 `quill bench train --help` lists its flags; docs/bench.md says what every number is."""
@@ -107,7 +101,7 @@ def _sample(command: Command) -> int:
     task = Task(samples=options.samples, prompt_tokens=options.prompt_tokens, new_tokens=options.new_tokens)
     _refuse_ranks()
     with temporary(), Status() as status:
-        sides = [_sampled(command, side) for side in command.sides]
+        sides = [sampled(command, side) for side in command.sides]
         found = measure_sampling(sides, task, plan, traces=traces, progress=status.show)
     if options.json:
         print_json(sampling_json(found))
@@ -186,6 +180,7 @@ def trace_files(command: Command) -> list[Path]:
     if profiling.trace == "auto":
         names = [re.sub(r"[^\w.=-]+", "-", side.name).strip("-") for side in command.sides]
         files.make_directory(REPORTS)
+        names = [f"{name}-{names[:i].count(name) + 1}" if name in names[:i] else name for i, name in enumerate(names)]
         return [REPORTS / f"trace-{command.action}-{name}.json" for name in names]
     path = Path(profiling.trace)
     require("trace", profiling.trace, path.name != "" and not path.is_dir(), "a file")
@@ -194,62 +189,6 @@ def trace_files(command: Command) -> list[Path]:
     except DiskError as error:
         raise DiskError(str(error).replace("--out", "--trace")) from None
     return [path if i == 0 else path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(command.sides))]
-
-
-def _sampled(command: Command, side: Side) -> "Sampled":
-    """A model to sample: of a name as `quill sample` takes it, or random weights in a recipe's shape."""
-    from dataclasses import replace
-
-    import torch
-
-    from quillgpt.bench.random_tokens import VOCABULARIES
-    from quillgpt.bench.sampling import Sampled
-    from quillgpt.distributed import Ranks
-    from quillgpt.hardware import detect
-    from quillgpt.model.gpt import GPT
-    from quillgpt.train.resolve import DTYPES, choose_device, choose_dtype, choose_threads
-
-    is_recipe = names_recipe(side.subject)
-    settings = settings_of(command, side if is_recipe else replace(side, subject="debug"))
-    config = settings.config
-    machine = detect()
-    device = choose_device(config.train.device, machine, Ranks())[0]
-    asked = "fp32" if config.train.dtype == "auto" and device == "cpu" else config.train.dtype
-    dtype = choose_dtype(asked, device.partition(":")[0], machine)[0]
-    if is_recipe:
-        vocab_size = VOCABULARIES.get(config.data.tokenizer, config.model.vocab_size)
-        torch.manual_seed(config.train.seed)
-        model = GPT(replace(config.model, vocab_size=vocab_size))
-    else:
-        model = _opened_model(side.subject, settings)
-    threads = choose_threads(config.train.threads, machine, Ranks())[0]
-    model = model.to(torch.device(device), DTYPES[dtype])
-    return Sampled(name=side.name, model=model, device=device, dtype=dtype, threads=threads)
-
-
-def names_recipe(word: str) -> bool:
-    """Whether a word means a recipe and no model; a run's directory is the model."""
-    return word in recipe_names() or word in RECIPES or word.endswith(".toml")
-
-
-def _opened_model(where: str, settings: Settings) -> "GPT":
-    """A model as `quill sample` opens it; flags that would change what is in its file are refused."""
-    from quillgpt.checkpoint import load_model
-
-    given = [name for name, origin in settings.origins.items() if origin.startswith("flag")]
-    wrong = next((name for name in given if name not in OF_SAMPLING), "")
-    if wrong:
-        allowed = ", ".join(f"--{name}" for name in OF_SAMPLING)
-        raise ConfigError(
-            f"--{wrong.replace('_', '-')}: {where} is a model and no recipe, for which there are {allowed}"
-        )
-    try:
-        return load_model(where)[0]
-    except CheckpointError as error:
-        if Path(where).exists():
-            raise
-        meant = nearest(where, recipe_names())
-        raise CheckpointError(f"{error}; nor is there a recipe of that name{meant}") from None
 
 
 def print_json(result: dict[str, Any]) -> None:

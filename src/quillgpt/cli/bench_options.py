@@ -81,6 +81,8 @@ class Sample:
     """length of the prompt; at most the context"""
     new_tokens: int = 128
     """length of each text"""
+    quantize: str = "none"
+    """weights in fewer bits, as in `quill sample`: none, int8 or int4; --against quantize=int4 compares"""
     measuring: Measuring = field(default_factory=Measuring)
     profiling: Profiling = field(default_factory=Profiling)
 

@@ -59,7 +59,11 @@ def print_sampling(sides: Sequence[Sampling], console: "Console | None" = None) 
     sizes = [f"{side.weight_bytes / 1e6:,.1f} MB of weights a step" for side in sides]
     rows += [
         ("  reads", [(f"{rate:,.2f} GB/s", size) for rate, size in zip(reads, sizes, strict=True)]),
-        ("computed in", [(side.dtype, _where(side.device, side.threads)) for side in sides]),
+        ("computed in", [(_form(side), _where(side.device, side.threads)) for side in sides]),
+        (
+            "compile",
+            [("off", "") if side.compile_seconds is None else (f"{side.compile_seconds:,.1f} s", "") for side in sides],
+        ),
         ("texts at once", [(str(side.samples), _lengths(side)) for side in sides]),
         ("parameters", [(f"{side.parameters:,}", "") for side in sides]),
     ]
@@ -117,14 +121,20 @@ def print_reached(sides: Sequence[Sequence[Reached]], loss: float, text: str, co
         reached = [one for one in medians if one is not None]
         rows.append(("  × the first", [("1", ""), *(spread(ratios(one, reached[0]), ".2f") for one in reached[1:])]))
     _print_rows([runs[0].name for runs in sides], rows, console)
-    tokens = sides[0][0].held_out_tokens
-    _print_notes([f"judged by {tokens:,} held-out tokens: {judge}; over seeds: median, quartiles"], console)
+    counts = dict.fromkeys(f"{run.held_out_tokens:,}" for runs in sides for run in runs if run.held_out_tokens)
+    _print_notes(
+        [f"judged by {' and '.join(counts) or 'no'} held-out tokens: {judge}; over seeds: median, quartiles"], console
+    )
 
 
 def spread(found: Spread, form: str, scale: float = 1.0, unit: str = "") -> Cell:
     """The median with its unit, and the quartiles."""
     low, high = (format(value * scale, form) for value in (found.low, found.high))
     return format(found.median * scale, form) + unit, f"{low} to {high}" if len(found.values) > 1 else ""
+
+
+def _form(side: Sampling) -> str:
+    return side.dtype if side.quantize == "none" else f"{side.quantize}, {side.dtype}"
 
 
 def _ratio_rows(speeds: Sequence[Spread]) -> list[Row]:

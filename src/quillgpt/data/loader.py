@@ -103,7 +103,9 @@ class BatchLoader:
         To find a few short rows takes as long as to find many, and longer than to copy them.
         """
         if not self._ahead_from <= first <= first + count <= self._ahead_from + len(self._ahead):
-            found = max(count, TOKENS_AHEAD // self._context_length) if ahead else count
+            most = min(TOKENS_AHEAD, self._stream.token_count) if ahead else 0
+            batches = max(1, most // max(1, count * self._context_length))
+            found = count * batches  # whole batches, or the last rows would be found twice
             turns = self._rows.rows(first, found)
             self._ahead_from, self._ahead = first, self._read(turns * self._context_length - 1)
         return self._ahead[first - self._ahead_from :][:count]

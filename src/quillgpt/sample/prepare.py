@@ -11,7 +11,7 @@ from quillgpt.errors import ConfigError, pick
 from quillgpt.hardware import detect
 from quillgpt.model.gpt import GPT
 from quillgpt.sample.compiled import CompiledGPT
-from quillgpt.sample.weights import WEIGHTS
+from quillgpt.sample.weights import FORMS, WEIGHTS
 
 
 def prepared(model: GPT, *, dtype: torch.dtype = torch.float32, quantize: str = "none", compile: bool = False) -> GPT:
@@ -26,6 +26,8 @@ def prepared(model: GPT, *, dtype: torch.dtype = torch.float32, quantize: str = 
         print(quillgpt.generate(fast, tokenizer, "def main", max_new_tokens=50)[0])
     """
     check_request(quantize, compile, next(model.parameters()).device.type)
+    if isinstance(model, CompiledGPT) or any(isinstance(module, FORMS) for module in model.modules()):
+        raise ConfigError("this model is prepared already; prepare the one that it was made of")
     ready = _converted(model, dtype)
     if quantize != "none" or dtype == torch.bfloat16:
         _swap_linears(ready, model if quantize != "none" else ready, WEIGHTS[quantize])

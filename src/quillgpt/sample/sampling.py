@@ -26,11 +26,8 @@ def choose(logits: Tensor, settings: SamplingSettings, generators: Sequence[torc
         return logits.argmax(dim=-1)
     candidates, tokens = largest(logits, settings.top_k)
     probabilities = keep_top_p(with_temperature(candidates, settings.temperature), settings.top_p).softmax(dim=-1)
-    drawn = [
-        torch.multinomial(row, num_samples=1, generator=generator)
-        for row, generator in zip(probabilities, generators, strict=True)
-    ]
-    return tokens.gather(-1, torch.stack(drawn))[:, 0]
+    points = torch.stack([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
+    return tokens.gather(-1, drawn(probabilities, points))[:, 0]
 
 
 def check_logits(logits: Tensor) -> None:
@@ -50,14 +47,14 @@ def with_temperature(logits: Tensor, temperature: float) -> Tensor:
 
 
 def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of V logits and their tokens, both (B, k), the largest first; all V as they are for 0 or k >= V.
+    """The k largest of V logits and their tokens, both (B, k), in the order of the tokens; all V for 0 or k >= V.
 
     What follows is then work on k numbers and not on V.
     """
     if k == 0 or k >= logits.shape[-1]:
         return logits, torch.arange(logits.shape[-1]).expand_as(logits)
-    kept, tokens = logits.topk(k, dim=-1)
-    return kept, tokens
+    tokens = logits.topk(k, dim=-1).indices.sort(dim=-1).values
+    return logits.gather(-1, tokens), tokens
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
@@ -72,6 +69,16 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     likelier = probabilities.cumsum(dim=-1) - probabilities  # what the tokens before this one have together
     kept = ordered.masked_fill(likelier >= p, -torch.inf)
     return torch.full_like(logits, -torch.inf).scatter(-1, tokens, kept)
+
+
+def drawn(probabilities: Tensor, points: Tensor) -> Tensor:
+    """Where a point from 0 to below 1 falls when the probabilities (B, k) lie one behind the other: (B, 1).
+
+    In the order of the tokens, so that rounding, which may swap two equally likely ones in any other order, seldom
+    changes what is drawn. What has probability 0 takes up no room and is never hit.
+    """
+    ends = probabilities.cumsum(dim=-1)
+    return torch.searchsorted(ends, points * ends[:, -1:], right=True).clamp(max=ends.shape[-1] - 1)
 
 
 def sample_generator(seed: int, sample: int) -> torch.Generator:

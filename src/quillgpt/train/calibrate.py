@@ -88,8 +88,7 @@ def _step_seconds(config: RunConfig, choices: Choices, model: GPT, *, patience: 
         step()
         if started - began >= patience * WARMUP_SECONDS or not times:
             times.append(time.perf_counter() - started)
-    first_quartile, _, _ = statistics.quantiles(times[1:], n=4, method="inclusive")
-    return first_quartile  # what other programs take for a moment is not the step's own time
+    return statistics.median(times[1:])  # what other programs take for a moment is not the step's own time
 
 
 def _trial_step(config: RunConfig, choices: Choices, model: GPT) -> Callable[[], None]:

@@ -26,18 +26,19 @@ class Int4Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.bias = None if bias is None else bias.detach()  # no parameter: those are looked up slowly, at every token
         padded = F.pad(weight, (0, -self.in_features % GROUP, 0, -self.out_features % ROWS))
         quantised, scales_and_offsets = rounded(padded)
         self._scales_and_offsets = scales_and_offsets
         self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantised, 1)
+        self._product = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         rows = x.reshape(-1, self.in_features).bfloat16()
         if self.in_features % GROUP:
             rows = F.pad(rows, (0, -self.in_features % GROUP))
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self._packed, GROUP, self._scales_and_offsets)
+        y = self._product(rows, self._packed, GROUP, self._scales_and_offsets)
         if self.out_features % ROWS:
             y = y[:, : self.out_features]
         y = y if self.bias is None else y + self.bias

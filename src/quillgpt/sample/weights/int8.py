@@ -39,6 +39,7 @@ class Int8Linear(nn.Module):
     def __init__(self, quantised: Tensor, scales: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.bias = bias
+        self._out_features = len(quantised)
         with warnings.catch_warnings():  # torch will drop such tensors some day; then the other way is taken
             warnings.simplefilter("ignore")
             offsets = torch.zeros(len(scales), dtype=torch.int64)
@@ -49,7 +50,12 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         rows = x.reshape(-1, x.shape[-1]).float()
-        y = self._alone(rows) if len(rows) == 1 else self._each(rows)
+        try:
+            y = self._alone(rows) if len(rows) == 1 else self._each(rows)
+        except RuntimeError:  # there is no range of what is not finite; with NaN, the logits tell it
+            if rows.isfinite().all():
+                raise
+            y = rows.new_full((len(rows), self._out_features), torch.nan)
         y = y if self.bias is None else y + self.bias
         return y.view(*x.shape[:-1], -1).to(x.dtype)
 
