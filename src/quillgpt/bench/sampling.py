@@ -50,6 +50,11 @@ class Sampled:
     threads: int
     quantize: str = "none"
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its first step compiles."""
+        return isinstance(self.model, CompiledGPT)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -129,7 +134,7 @@ class _Writer:
 
     def compile_seconds(self) -> float | None:
         """How much longer the first text takes than the second, if its step is compiled."""
-        if not isinstance(self.side.model, CompiledGPT):
+        if not self.side.is_compiled:
             return None
         first, second = self(1).seconds, self(1).seconds
         return first - second

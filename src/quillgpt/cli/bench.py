@@ -4,6 +4,7 @@ The table, or the JSON, goes to standard output and everything on the way to it 
 in a temporary directory, which is gone afterwards, however it ends.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -95,14 +96,17 @@ def _data(command: Command) -> int:
 def _sample(command: Command) -> int:
     plan, traces, options = _plan(command), trace_files(command), command.options
     from quillgpt.bench.as_json import sampling_json
+    from quillgpt.bench.machine import nothing_compiled_before
     from quillgpt.bench.sampling import Task, measure_sampling
     from quillgpt.cli.bench_table import print_sampling
 
     task = Task(samples=options.samples, prompt_tokens=options.prompt_tokens, new_tokens=options.new_tokens)
     _refuse_ranks()
-    with temporary(), Status() as status:
+    with temporary() as folder, Status() as status:
         sides = [sampled(command, side) for side in command.sides]
-        found = measure_sampling(sides, task, plan, traces=traces, progress=status.show)
+        is_compiled = any(side.is_compiled for side in sides)
+        with nothing_compiled_before(folder) if is_compiled else contextlib.nullcontext():
+            found = measure_sampling(sides, task, plan, traces=traces, progress=status.show)
     if options.json:
         print_json(sampling_json(found))
     else:
