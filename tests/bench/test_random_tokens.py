@@ -6,11 +6,18 @@ from pathlib import Path
 import pytest
 
 from quillgpt.bench import random_tokens
-from quillgpt.bench.random_tokens import FETCHED, VOCABULARIES, check_at_hand, random_text, with_random_tokens
+from quillgpt.bench.random_tokens import (
+    FETCHED,
+    MOST_CHARACTERS,
+    VOCABULARIES,
+    check_at_hand,
+    random_text,
+    with_random_tokens,
+)
 from quillgpt.config import DataConfig, RunConfig, updated
 from quillgpt.data.sources import SOURCES
 from quillgpt.data.token_dataset import TokenDataset
-from quillgpt.errors import DataError
+from quillgpt.errors import ConfigError, DataError
 from quillgpt.tokenizer import load_tokenizer
 from quillgpt.tokenizer.character import CharacterTokenizer
 
@@ -32,6 +39,22 @@ def test_the_data_has_the_recipes_vocabulary(
     train = TokenDataset.open(Path(config.data.data), "train")
     assert train.vocab_size == config.model.vocab_size == VOCABULARIES.get(name, size)
     assert with_random_tokens(asked, tmp_path) == config  # made once
+
+
+def test_weights_that_would_bring_their_own_tokenizer_are_not_loaded(
+    small_run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random_tokens, "TOKENS", 50_000)
+    config = with_random_tokens(updated(small_run, {"init": "gpt2"}, where="test"), tmp_path)
+    assert config.train.init == "scratch"
+
+
+def test_more_tokens_than_there_are_characters_are_refused(small_run: RunConfig, tmp_path: Path) -> None:
+    asked = updated(
+        replace(small_run, data=DataConfig(tokenizer="bpe")), {"vocab_size": MOST_CHARACTERS + 1}, where="test"
+    )
+    with pytest.raises(ConfigError, match=r"vocab_size = 1000001 is not possible: .* with --random-tokens"):
+        with_random_tokens(asked, tmp_path)
 
 
 def test_sizes_that_are_fixed_are_the_tokenizers_own() -> None:

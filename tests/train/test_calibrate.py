@@ -57,6 +57,17 @@ def test_fewer_threads_are_taken_as_long_as_they_are_clearly_faster(
     assert torch.get_num_threads() == before
 
 
+def test_minutes_are_planned_by_the_median_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the fastest ones a run takes longer than asked for, by the mean one disturbance makes it shorter."""
+    now, steps = [0.0], iter([9.0, 1.0, 1.0, 2.0, 2.0, 2.0, 30.0])
+    monkeypatch.setattr(calibrate, "_trial_step", lambda *_: lambda: now.__setitem__(0, now[0] + next(steps)))
+    monkeypatch.setattr(calibrate.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(calibrate, "MEASURE_SECONDS", 40.0)
+    choices, _ = resolve(RunConfig(), detect(), Ranks())
+    found = calibrate._step_seconds(RunConfig(), choices, None, patience=1)  # pyrefly: ignore  (the trial does not look)
+    assert found == 2.0
+
+
 def test_measuring_draws_no_random_number_and_changes_no_weight(small_run: RunConfig) -> None:
     choices, _ = resolve(small_run, detect(), Ranks())
     model = GPT(small_run.model)

@@ -30,7 +30,9 @@ class BrainLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         rows = x.numel() // x.shape[-1]
-        if torch.compiler.is_compiling() or rows > FEW_ROWS:
+        if torch.compiler.is_compiling():
+            return self._for_a_compiler(x) if rows == 1 else F.linear(x, self.weight, self.bias)
+        if rows > FEW_ROWS:
             return F.linear(x, self.weight, self.bias)
         if rows == 1:
             with OneRow():
@@ -38,6 +40,12 @@ class BrainLinear(nn.Module):
         if self._ordered is None:
             self._ordered = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
         return torch.ops.mkldnn._linear_pointwise(x, self._ordered, self.bias, "none", [], "")
+
+    def _for_a_compiler(self, row: Tensor) -> Tensor:
+        """Written out, so that it becomes one loop over the weights that adds up in fp32: as fast as they can be read."""
+        y = (self.weight.float() * row.reshape(-1).float()).sum(dim=-1)
+        y = y if self.bias is None else y + self.bias.float()
+        return y.to(row.dtype).view(*row.shape[:-1], -1)
 
 
 class OneRow:
