@@ -42,7 +42,7 @@ class BrainLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self._ordered, self.bias, "none", [], "")
 
     def _for_a_compiler(self, row: Tensor) -> Tensor:
-        """Written out, so that it becomes one loop over the weights that adds up in fp32: as fast as they can be read."""
+        """Written out, so that it becomes one loop over the weights that adds up in fp32."""
         y = (self.weight.float() * row.reshape(-1).float()).sum(dim=-1)
         y = y if self.bias is None else y + self.bias.float()
         return y.to(row.dtype).view(*row.shape[:-1], -1)
