@@ -188,7 +188,7 @@ class Clock:
             self.add("of which the optimizer", time.perf_counter() - self.optimizer_began)
 
 
-PARTS = ("data", "forward and backward", "update", "of which the optimizer")
+PARTS = ("data", "forward and backward", "update", "of which the optimizer", "of which the norm")
 
 
 def parts(net: str, steps: int) -> None:
@@ -198,6 +198,8 @@ def parts(net: str, steps: int) -> None:
     BatchLoader.batch = clock.watched("data", BatchLoader.batch)
     loop.gradients = clock.watched("forward and backward", update.gradients)
     loop.apply_update = clock.watched("update", update.apply_update)
+    for name in ("get_total_norm", "clip_grad_norm_"):
+        setattr(torch.nn.utils, name, clock.watched("of which the norm", getattr(torch.nn.utils, name)))
     handles = [register_optimizer_step_pre_hook(clock.before_optimizer)]
     handles += [register_optimizer_step_post_hook(clock.after_optimizer)]
     train = {"steps": steps, "log_every": 10, "batch_size": rows, "eval_every": 0, "save_every": 0, "eval_tokens": 2048}
@@ -211,11 +213,15 @@ def parts(net: str, steps: int) -> None:
         handle.remove()
     total = clock.ended - clock.began
     rest = total - sum(clock.spent[name] for name in PARTS[:3])
-    checks = clock.spent["update"] - clock.spent["of which the optimizer"]
+    optimizer, norm = clock.spent["of which the optimizer"], clock.spent["of which the norm"]
     counted = clock.steps - clock.skip
     print(f"\n{net}, {counted} steps of {1e3 * total / counted:.1f} ms (byte tokens)")
     lines = {"data": clock.spent["data"], "forward and backward": clock.spent["forward and backward"]}
-    lines |= {"optimizer": clock.spent["of which the optimizer"], "gradient norm, guard": checks}
+    lines |= {
+        "optimizer": optimizer,
+        "gradient norm": norm,
+        "giving gradients back": clock.spent["update"] - optimizer - norm,
+    }
     for name, seconds in (lines | {"logging, screen, counting": rest}).items():
         print(f"  {name:<28} {1e3 * seconds / counted:8.2f} ms {seconds / total:7.2%}")
 

@@ -35,12 +35,17 @@ class SelfAttention(nn.Module):
         return self.projection(mixed.transpose(1, 2).flatten(start_dim=2))  # (B, T, C)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, cache: KVCache | None) -> Tensor:
-        """Attention over these and what is in the cache, in the wider of their dtypes; all are (B, H, T, D)."""
+        """Attention over these and what is in the cache, in the wider of their dtypes; all are (B, H, T, D).
+
+        What is read first sees only itself, so that a prompt is mixed as without a cache, by the faster kernel.
+        """
         dtype = query.dtype
         if cache is not None:
-            key, value = cache.append(self.layer, key, value)  # each (B, H, S, D)
-            wider = torch.promote_types(dtype, key.dtype)
-            query, key, value = query.to(wider), key.to(wider), value.to(wider)  # copies a narrower cache
+            held = cache.append(self.layer, key, value)  # each (B, H, S, D)
+            if cache.length:
+                key, value = held
+                wider = torch.promote_types(dtype, key.dtype)
+                query, key, value = query.to(wider), key.to(wider), value.to(wider)  # copies a narrower cache
         return self.attend(query, key, value, dropout=self.dropout if self.training else 0.0).to(dtype)
 
     def queries_keys_values(
