@@ -226,13 +226,13 @@ def train(weights: Tensors, tokens: Tensor, config: Config) -> Iterator[float]:
 
 @torch.no_grad()
 def sample(prompt: list[int], count: int, weights: Tensors, config: Config) -> Iterator[int]:
-    """Continue the prompt; each token is one of the k likeliest, so k = 1 is greedy."""
+    """Continue the prompt with tokens on whose share a random point falls, of the k likeliest: k = 1 is greedy."""
     window = prompt[-config.context_length :]
     for _ in range(count):
         logits = gpt(torch.tensor([window]), weights, config)[0, -1]  # (V)
         is_likely = logits >= logits.topk(config.top_k).values[-1]
         shares = softmax(logits.masked_fill(~is_likely, -math.inf) / config.temperature)
-        window = [*window, int(torch.multinomial(shares, 1))]
+        window += [min(int((shares.cumsum(0) <= torch.rand((), dtype=torch.float64)).sum()), len(shares) - 1)]
         yield window[-1]
         if len(window) > config.context_length:  # full: go on with its last half
             window = window[-max(1, config.context_length // 2) :]
