@@ -26,7 +26,7 @@ def test_the_demo_trains_compares_samples_and_says_what_next(here: Path, capsys:
         "gzip -9",
         "xz -9e",
         "knowing the training text",
-        "after 'class Reader:'",
+        "after 'def main():'",
         "what to do next",
         "your own text",
     ):

@@ -20,8 +20,13 @@ Train the recipe `modern-python` for two minutes, compare it with file compresso
 With --dry-run nothing is trained or written: it shows every setting with its value, origin and meaning, and what \
 follows from them."""
 
-PROMPTS = ("import", "def read(self, size):", "class Reader:")  # no space behind: it is the next token's
+PROMPTS = (
+    'def read(self, size):\n    """Read',
+    'class Reader:\n    """',
+    "def main():",
+)  # no space behind: it is the next token's
 SAMPLE_TOKENS = 150
+DRAWN = {"temperature": 0.9, "top_p": 0.9, "top_k": 0}  # cooler, a small model repeats itself
 
 NEXT = """\
 what to do next
@@ -123,6 +128,6 @@ def show_samples(console: "Console", run: Path) -> None:
 
     model, tokenizer = load_model(run)
     for prompt in PROMPTS:
-        text = generate(model, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS, temperature=0.7, top_k=50, seed=1)[0]
+        text = generate(model, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS, **DRAWN, seed=1)[0]
         console.rule(f"after {prompt!r}", style="dim", align="left")
         console.print(Text(prompt, style="bold") + Text(text) + Text("\n"), soft_wrap=True)
