@@ -1,5 +1,6 @@
 """The model that comes with the package: it is small, intact, as good as its card says, and there without a run."""
 
+import json
 import re
 from pathlib import Path
 
@@ -61,6 +62,16 @@ def test_without_a_run_it_writes(
     assert captured.out.startswith("import")
     assert "no run in runs/ yet: this is quill-python" in captured.err
     assert not list(tmp_path.iterdir())
+
+
+def test_it_is_evaluated_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.py").write_text("def add(a, b):\n    return a + b\n" * 20)
+    assert command(["eval", IN_THE_BOX, "--data", "text.py", "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert 0 < result["scores"]["loss"] < 3
 
 
 def test_its_name_is_refused_where_it_may_mean_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

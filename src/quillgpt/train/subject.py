@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from quillgpt.checkpoint import CONFIG, RESOLVED, STATE, Checkpoint, as_source, committed, find
+from quillgpt.checkpoint.in_the_box import place_of
 from quillgpt.config import DataConfig, ModelConfig, RunConfig, updated
 from quillgpt.data import load_data_tokenizer
 from quillgpt.data.directory import data_directory, prepare_command
@@ -121,7 +122,7 @@ def subject_of(config: RunConfig) -> Subject:
 
 def _of_checkpoint(where: str) -> Subject:
     """A run's best checkpoint, or the one named; its results belong to the run that it lies in."""
-    checkpoint = find(where, model_only=True)
+    checkpoint = find(place_of(where), model_only=True)
     source = as_source(checkpoint)
     run = RunDirectory(checkpoint.path.parent.parent)
     is_in_run = checkpoint.path.parent == run.checkpoints and run.config.is_file()
