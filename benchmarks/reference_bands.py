@@ -52,7 +52,6 @@ RECIPES = (
     "debug",
     "one-layer",
     "modern-python",
-    "quill-python",
     "modern-shakespeare-char",
     "nanogpt-cpu",
     "python",
