@@ -11,6 +11,7 @@ reading the prompt, every step, choosing the token. Greedy. Compiling is a time 
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -234,7 +235,8 @@ def main() -> None:
     if options.cpu_seconds:
         CLOCK[0] = time.process_time
     clock = "processor seconds" if options.cpu_seconds else "seconds of the clock"
-    print(f"{cpu_name()}, {options.threads} threads, torch {torch.__version__}, {clock}")
+    waits = os.environ.get("GOMP_SPINCOUNT", "as long as the library does")
+    print(f"{cpu_name()}, {options.threads} threads that spin {waits}, torch {torch.__version__}, {clock}")
     parts = options.parts.split(",")
     if "loss" in parts:
         loss(options)
