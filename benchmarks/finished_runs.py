@@ -33,6 +33,8 @@ from quillgpt.train.progress import Quiet
 
 RESULTS = Path(__file__).parent / "results"
 KEPT_NOTHING = {"eval_every": 0, "eval_iters": 0, "save_every": 0, "sample_every": 0, "log_every": 10}
+OF_A_MACHINE = ("out", "path", "data")
+"""settings that say where something lies; no row has them"""
 ONE_THREAD = {"threads": 1, "device": "cpu", "compile": "off"}
 
 Row = dict[str, Any]
@@ -44,7 +46,8 @@ def one_run(name: str, recipe: str, settings: Settings) -> Row:
 
     `name` says which run of the script's it is. A loss that stops being finite is a result too: `loss` is None.
     """
-    row: Row = {"run": name, "recipe": recipe, "loss": None, "bits_per_byte": None, "settings": dict(settings)}
+    row: Row = {"run": name, "recipe": recipe, "loss": None, "bits_per_byte": None}
+    row["settings"] = {name: value for name, value in settings.items() if name not in OF_A_MACHINE}
     row["experiment"] = experiment(load_recipe(recipe, **settings))
     with tempfile.TemporaryDirectory() as folder:
         started, started_computing = time.perf_counter(), time.process_time()
@@ -108,7 +111,7 @@ def rows_of(results: Path, recipe: str, wanted: Mapping[str, Settings]) -> dict[
 
 def experiment(config: RunConfig) -> Row:
     """The settings that a result hangs on; one that is younger than a row had its default then."""
-    return {name: value for name, value in flatten(config).items() if name not in ("out", "path", "data")}
+    return {name: value for name, value in flatten(config).items() if name not in OF_A_MACHINE}
 
 
 def append(results: Path, row: Row) -> None:

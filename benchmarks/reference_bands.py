@@ -51,7 +51,6 @@ from quillgpt.train.resolve import resolve
 RECIPES = (
     "debug",
     "one-layer",
-    "modern-python",
     "modern-shakespeare-char",
     "nanogpt-cpu",
     "python",

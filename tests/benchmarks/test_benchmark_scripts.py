@@ -1,6 +1,7 @@
 """What the scripts in benchmarks/ compute from their runs: spreads, crossings, what is missing, and the bare net."""
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -206,3 +207,23 @@ def test_the_verdict_on_the_time_needs_every_seed_to_reach_the_loss() -> None:
     for fast, holds in itertools.product(([10.0] * 3, [30.0] * 3), (True, False)):
         text = summary({"baseline": slow, "challenger": rows(fast, [True, True, holds])}, 1.8857)
         assert ("goal 0.2: met" in text) == (holds and fast[0] == 10.0)
+
+
+def test_rows_name_no_place_of_a_machine() -> None:
+    from finished_runs import OF_A_MACHINE, RESULTS
+
+    rows = [json.loads(line) for file in sorted(RESULTS.glob("*.jsonl")) for line in file.read_text().splitlines()]
+    assert rows
+    assert not [row["run"] for row in rows if set(OF_A_MACHINE) & row.get("settings", {}).keys()]
+
+
+def test_a_run_leaves_out_where_its_text_lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finished_runs import KEPT_NOTHING, ONE_THREAD, one_run
+
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question\n" * 200)
+    small = {"source": "text", "path": str(text), "steps": 1, "n_layer": 1}
+    row = one_run("a run", "debug", {**KEPT_NOTHING, **ONE_THREAD, **small})
+    assert row["loss"] > 0
+    assert str(tmp_path) not in json.dumps(row)

@@ -303,7 +303,7 @@ def test_every_recipe_that_runs_in_minutes_ships_a_band_of_its_settings_now(reci
     assert band.log_every == config.train.log_every, remedy
     assert config.train.minutes or band.schedule_steps == config.train.steps, remedy
     assert len(band.seeds) >= 8
-    assert 11 <= len(band.tokens) <= 40
+    assert 17 <= len(band.tokens) <= 40
     assert band.level == 0.999
 
 
