@@ -39,6 +39,7 @@ FORMS = {
     "bf16": {"dtype": torch.bfloat16},
     "int8": {"quantize": "int8"},
     "int4": {"quantize": "int4"},
+    "fp32, compiled": {"compile": True},
     "bf16, compiled": {"dtype": torch.bfloat16, "compile": True},
     "int4, compiled": {"quantize": "int4", "compile": True},
 }
@@ -47,6 +48,7 @@ GOALS = {
     "bf16, compiled": "2.5 times Hugging Face",
     "int8": "faster than bf16",
     "int4": "4 times Hugging Face",
+    "int4, compiled": "4 times Hugging Face",
 }
 REFERENCE = "Hugging Face, bf16"
 Writes = Callable[[int], object]

@@ -75,6 +75,28 @@ def test_it_is_written_out_where_that_was_measured_to_be_faster(
     assert is_written_out(device, dtype, length) is written_out
 
 
+@pytest.mark.parametrize(("new", "is_fused"), [(1, False), (2, True)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_one_query_of_a_compiled_step_is_written_out_and_the_same(new: int, is_fused: bool, dtype: torch.dtype) -> None:
+    operators: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        operators.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    query, key, value = (part.detach() for part in heads(3 * BLOCK, dtype))
+    query = query[:, :, -new:]
+    torch._dynamo.reset()
+    mixed = torch.compile(softmax_attention, backend=backend, fullgraph=True)(query, key, value, dropout=0.0)
+    torch._dynamo.reset()
+    exact = F.scaled_dot_product_attention(*(part.double() for part in (query, key, value)), is_causal=False)
+    seen = slice(-1, None)  # of two queries the first may not look at the last key
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-5}[dtype]
+    torch.testing.assert_close(mixed[:, :, seen].double(), exact[:, :, seen], rtol=tolerance, atol=tolerance)
+    assert mixed.dtype == dtype
+    assert any("scaled_dot_product" in name for name in operators) is is_fused
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_dropout_drops_weights(dropout: float) -> None:
     torch.manual_seed(1)

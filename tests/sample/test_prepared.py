@@ -66,14 +66,14 @@ _compile = functools.partial(
 def test_one_graph_does_for_every_length_and_the_text_is_the_same(traced, changes):
     model = tiny(**changes)
     assert greedy(Generator(prepared(model, compile=True))) == greedy(RecomputingGenerator(model))
-    assert len(traced) == 2  # the blocks, the head
+    assert len(traced) == 1
 
 
 def test_a_second_model_is_not_given_what_was_compiled_for_the_first(traced):
     for width in (32, 16, 32):
         model = tiny(n_embd=width, n_layer=1)
         assert greedy(Generator(prepared(model, compile=True))) == greedy(Generator(model))
-    assert len(traced) == 2 * 3
+    assert len(traced) == 3
 
 
 def test_several_sequences_are_not_compiled_and_the_same(traced):
@@ -137,7 +137,7 @@ def test_resident_memory_does_not_grow_over_a_thousand_tokens():
 
 def test_the_room_is_what_the_caller_said_and_more_is_a_value_error():
     generator = Generator(tiny(), room=8)
-    assert generator._cache.keys[0].shape[2] == 8
+    assert generator._cache.room == 8
     generator.prefill(torch.tensor([PROMPT]))
     for _ in range(3):
         generator.decode(torch.tensor([1]))

@@ -109,6 +109,13 @@ class GPT(nn.Module):
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits.float() / cap) if cap else logits
 
+    def last_logits(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, V) of the token after the last of `tokens` (B, T), which follow those in the cache.
+
+        Only the last position goes through the output head: at GPT-2's vocabulary the head is a third of the work.
+        """
+        return self.logits(self.hidden(tokens, cache)[:, -1:])[:, 0]
+
     def head_weight(self) -> Tensor:
         """The matrix that gives the logits, (V and its padding, C)."""
         return self.token_embedding.weight if self.head is None else self.head.weight

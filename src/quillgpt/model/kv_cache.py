@@ -24,7 +24,8 @@ class KVCache:
     ) -> None:
         self.room = config.context_length if room is None else min(room, config.context_length)
         head_size = config.n_embd // config.n_head
-        shape = (batch_size, config.n_head, self.room, head_size)
+        # one place more than is used: what is held is then never all of the memory, for which a compiler starts anew
+        shape = (batch_size, config.n_head, self.room + 1, head_size)
 
         def room_of_a_layer() -> Tensor:  # written once, so that all memory is taken here and not page by page later
             return torch.empty(shape, device=device, dtype=dtype).zero_()

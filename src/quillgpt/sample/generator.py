@@ -145,17 +145,13 @@ def next_window(window: Tensor, tokens: Tensor, context_length: int) -> Tensor:
 
 
 def next_logits(model: GPT, tokens: Tensor, cache: KVCache | None) -> Tensor:
-    """Logits (B, V) after the last of the tokens (B, T), without gradients and without dropout.
-
-    Only the last position goes through the output head: at GPT-2's vocabulary the head is a third of the work.
-    """
+    """Logits (B, V) after the last of the tokens (B, T), without gradients and without dropout."""
     was_training = model.training
     if was_training:
         model.eval()
     try:
         with torch.inference_mode():
-            hidden = model.hidden(tokens.to(next(model.parameters()).device), cache)
-            return model.logits(hidden[:, -1:])[:, 0]
+            return model.last_logits(tokens.to(next(model.parameters()).device), cache)
     finally:
         if was_training:
             model.train()

@@ -29,8 +29,7 @@ def prepared(model: GPT, *, dtype: torch.dtype = torch.float32, quantize: str = 
     if isinstance(model, CompiledGPT) or any(isinstance(module, FORMS) for module in model.modules()):
         raise ConfigError("this model is prepared already; prepare the one that it was made of")
     ready = _converted(model, dtype)
-    if quantize != "none" or dtype == torch.bfloat16:
-        _swap_linears(ready, model if quantize != "none" else ready, WEIGHTS[quantize])
+    _swap_linears(ready, model if quantize != "none" else ready, WEIGHTS[quantize])
     ready.eval()
     return CompiledGPT(ready) if compile else ready
 
@@ -60,6 +59,8 @@ def _swap_linears(ready: GPT, digits: GPT, new_form: Callable[[nn.Linear], nn.Mo
         if type(module) is nn.Linear:
             ready.set_submodule(name, new_form(module))
     if digits.head is None:  # tied: the table stays as it is where tokens are looked up
-        head = nn.Linear(1, 1, bias=False, device="meta")
-        head.weight = digits.token_embedding.weight
-        ready.head = cast(nn.Linear, new_form(head))  # it only has to be called
+        tied = nn.Linear(1, 1, bias=False, device="meta")
+        tied.weight = digits.token_embedding.weight
+        head = new_form(tied)
+        if head is not tied:
+            ready.head = cast(nn.Linear, head)  # it only has to be called

@@ -23,6 +23,8 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: flo
         if is_written_out(query.device.type, query.dtype, new) and not torch.compiler.is_exporting():
             return _in_blocks(query, key, value, dropout)
         return scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+    if new == 1 and not dropout and is_compiled_for_a_cpu(query):
+        return _of_one_query(query, key, value)
     # is_causal would align the first query with the first key, but ours are the last positions; a single one sees all
     mask = None if new == 1 else causal_mask(new, total, query.device)
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
@@ -34,6 +36,20 @@ def is_written_out(device: str, dtype: torch.dtype, length: int) -> bool:
     Measured to a context of 1,024 (docs/speed.md); beyond, the weights' memory would count.
     """
     return device == "cpu" and dtype == torch.bfloat16 and length <= LONGEST_WRITTEN_OUT
+
+
+def is_compiled_for_a_cpu(x: Tensor) -> bool:
+    """Whether a compiler makes loops of what is written here, and for a CPU."""
+    return x.device.type == "cpu" and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def _of_one_query(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """One query sees all; (B, H, 1, D). For a compiler: two loops, over the keys and over the values.
+
+    The fused kernel makes products of matrices with one row, which takes twice as long (docs/speed.md).
+    """
+    weights = ((key * query).sum(dim=-1) * query.shape[3] ** -0.5).softmax(dim=-1)  # (B, H, S)
+    return (weights[..., None] * value).sum(dim=2, keepdim=True)
 
 
 def _in_blocks(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:

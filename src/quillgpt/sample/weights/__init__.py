@@ -11,14 +11,14 @@ from torch import nn
 from quillgpt.sample.weights.int4 import GROUP, Int4Linear, as_int4
 from quillgpt.sample.weights.int8 import Int8Linear, as_int8
 from quillgpt.sample.weights.int8_fallback import WeightOnlyInt8Linear
-from quillgpt.sample.weights.plain import BrainLinear, as_plain
+from quillgpt.sample.weights.plain import BrainLinear, SingleLinear, as_plain
 
 WEIGHTS: Mapping[str, Callable[[nn.Linear], nn.Module]] = {
     "none": as_plain,
     "int8": as_int8,
     "int4": as_int4,
 }
-FORMS = (BrainLinear, Int8Linear, WeightOnlyInt8Linear, Int4Linear)
+FORMS = (SingleLinear, BrainLinear, Int8Linear, WeightOnlyInt8Linear, Int4Linear)
 """what they make of a linear layer"""
 BYTES_PER_WEIGHT: Mapping[str, float] = {"int8": 1.0, "int4": 0.5 + 2 * 2 / GROUP}
 """what has other bytes than its dtype; int4 with its groups' scales and offsets"""
