@@ -143,7 +143,8 @@ IN_PARTS = [(2304, 32), (1000, 70), (68, 1024), (4098, 20)]
 @pytest.mark.parametrize("shape", IN_PARTS, ids=str)
 @pytest.mark.parametrize("rows", [*ROWS, plain.FEW_ROWS_IN_PARTS, plain.FEW_ROWS_IN_PARTS + 1])
 @pytest.mark.parametrize("bias", [True, False])
-def test_fp32_in_parts_is_the_same_product(shape, rows, bias):
+def test_fp32_in_parts_is_the_same_product(shape, rows, bias, threads):
+    threads(2)
     linear = layer(shape, bias=bias)
     x = inputs(rows, shape)[:, None]  # as in a step of several sequences
 
@@ -156,7 +157,14 @@ def test_fp32_in_parts_is_the_same_product(shape, rows, bias):
     assert plain.as_plain(linear).weight.data_ptr() == linear.weight.data_ptr()
 
 
-def test_one_row_is_multiplied_in_parts_and_a_prompt_is_not(monkeypatch):
+@pytest.fixture
+def threads(monkeypatch):
+    """As many as are said, without starting them."""
+    return lambda count: monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+
+
+def test_one_row_is_multiplied_in_parts_and_a_prompt_is_not(monkeypatch, threads):
+    threads(2)
     linear = layer(IN_PARTS[0])
     in_parts, products = plain.as_plain(linear), []
     real = torch.bmm
@@ -164,6 +172,8 @@ def test_one_row_is_multiplied_in_parts_and_a_prompt_is_not(monkeypatch):
     in_parts(inputs(1, IN_PARTS[0]))
     assert products == [((16, 1, 32), (16, 32, 2304 // 16))]
     assert in_parts(inputs(17, IN_PARTS[0])).equal(linear(inputs(17, IN_PARTS[0])))
+    threads(1)
+    assert in_parts(inputs(1, IN_PARTS[0])).equal(linear(inputs(1, IN_PARTS[0])))
     assert len(products) == 1
 
 

@@ -45,7 +45,7 @@ class SingleLinear(nn.Module):
         rows = x.numel() // width
         if torch.compiler.is_compiling():
             return written_out(x, self.weight, self.bias) if rows == 1 else F.linear(x, self.weight, self.bias)
-        if rows > FEW_ROWS_IN_PARTS:
+        if rows > FEW_ROWS_IN_PARTS or torch.get_num_threads() == 1:
             return F.linear(x, self.weight, self.bias)
         parts = self.weight.view(self._count, -1, width).mT  # (parts, in, out / parts)
         y = torch.bmm(x.reshape(1, rows, width).expand(self._count, -1, -1), parts)
