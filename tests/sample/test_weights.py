@@ -185,6 +185,12 @@ def test_what_gains_nothing_from_parts_is_left_as_it_is(shape, dtype):
     assert plain.as_plain(linear) is linear
 
 
+def test_a_matrix_that_lies_by_columns_cannot_be_cut_and_is_left_as_it_is():
+    linear = layer((2304, 64))
+    linear.weight = nn.Parameter(linear.weight.detach().T.contiguous().T)
+    assert plain.as_plain(linear) is linear
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiler_is_given_the_product_of_one_row_written_out(dtype, bias):

@@ -104,4 +104,4 @@ class OneRow:
 
 
 def _pays_in_parts(weight: Tensor) -> bool:
-    return weight.numel() >= FEWEST_WEIGHTS_IN_PARTS and math.gcd(PARTS, len(weight)) > 1
+    return weight.numel() >= FEWEST_WEIGHTS_IN_PARTS and math.gcd(PARTS, len(weight)) > 1 and weight.is_contiguous()
