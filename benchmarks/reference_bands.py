@@ -51,6 +51,7 @@ from quillgpt.train.resolve import resolve
 RECIPES = (
     "debug",
     "one-layer",
+    "modern-python",
     "modern-shakespeare-char",
     "nanogpt-cpu",
     "python",
