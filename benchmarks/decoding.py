@@ -34,7 +34,9 @@ from quillgpt.sample.settings import SamplingSettings
 from quillgpt.tokenizer import bytes_per_token
 from quillgpt.train.subject import open_subject
 
+UNPREPARED = "fp32, unprepared"
 FORMS = {
+    UNPREPARED: {},
     "fp32": {},
     "bf16": {"dtype": torch.bfloat16},
     "int8": {"quantize": "int8"},
@@ -138,7 +140,7 @@ def ratio(first: list[float], second: list[float]) -> str:
 def ready_forms(model: GPT, names: list[str]) -> Iterator[tuple[str, GPT]]:
     """The model in every form; of what is compiled, the seconds are printed."""
     for name in names:
-        ready = prepared(model, **FORMS[name])  # type: ignore[arg-type]
+        ready = model if name == UNPREPARED else prepared(model, **FORMS[name])  # type: ignore[arg-type]
         if "compiled" in name:
             write = our_writer(ready, [1, 2, 3])
             first, second = seconds_of(lambda w=write: w(4)), seconds_of(lambda w=write: w(4))
@@ -158,8 +160,9 @@ def one(model: GPT, names: list[str], options: argparse.Namespace) -> None:
         best = options.tokens / min(taken)
         goal = f"  goal: {GOALS[name]}" if name in GOALS else ""
         print(f"  {name:<20}{speed:7.1f} tokens/s (best {best:6.1f})  x {ratio(seconds[REFERENCE], taken)}{goal}")
-    if {"bf16", "int8"} <= seconds.keys():
-        print(f"  int8 is {ratio(seconds['bf16'], seconds['int8'])} times as fast as bf16")
+    for form, other in (("fp32", UNPREPARED), ("fp32, compiled", UNPREPARED), ("int8", "bf16")):
+        if {form, other} <= seconds.keys():
+            print(f"  {form} is {ratio(seconds[other], seconds[form])} times as fast as {other}")
 
 
 def batch(model: GPT, names: list[str], options: argparse.Namespace) -> None:
@@ -223,7 +226,7 @@ def loss(options: argparse.Namespace) -> None:
     size = f"{parameter_count(model.config):,} parameters"
     print(f"{options.run}: {size}, {windows.target_count:,} tokens of {text.name}")
     exact = None
-    for name in (name for name in FORMS if "compiled" not in name):
+    for name in (name for name in FORMS if "compiled" not in name and name != UNPREPARED):
         ready = prepared(model, **FORMS[name])  # type: ignore[arg-type]
         found = evaluate_held_out(ready, windows, lengths, batch_size=1).bits_per_byte
         exact = exact or found
