@@ -277,6 +277,14 @@ def test_a_tied_head_is_quantised_and_the_table_is_not():
     assert ready.token_embedding.weight.equal(model.token_embedding.weight)
 
 
+def test_a_tied_head_of_fp32_is_multiplied_in_parts_and_stays_the_table():
+    model = tiny(vocab_size=4096)
+    ready = prepared(model)
+    assert isinstance(ready.head, plain.SingleLinear)
+    assert ready.head.weight.data_ptr() == model.token_embedding.weight.data_ptr()
+    assert prepared(tiny()).head is None  # too small to gain
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -34,8 +34,8 @@ class CompiledGPT(GPT):
         """Logits (B, V) of the token after the last of `tokens` (B, T), which follow those in the cache."""
         if cache is None or cache.length < 2 or tokens.numel() != 1:  # 0 and 1 would be compiled for themselves
             return super().last_logits(tokens, cache)
-        with OneRow():
-            return self._step(self, tokens, cache)
+        with OneRow():  # a token that is a piece of a larger tensor would be compiled for itself too
+            return self._step(self, tokens.clone(memory_format=torch.contiguous_format), cache)
 
 
 def _compiled_step(products_are_written_out: bool) -> Callable[..., Tensor]:
