@@ -72,14 +72,14 @@ def test_one_graph_does_for_every_length_and_the_text_is_the_same(traced, change
 def test_neither_the_room_nor_where_a_token_lies_makes_another_graph(traced):
     model = tiny()
     ready = prepared(model, compile=True)
-    assert greedy(Generator(ready)) == greedy(Generator(model))
     pieces = torch.randint(0, 50, (1, 60), generator=torch.Generator().manual_seed(1))
     for room in (7, 20, 32):  # to its end
         compiled, plain = Generator(ready, room), Generator(model, room)
-        compiled.prefill(pieces[:, :3])
-        plain.prefill(pieces[:, :3])
-        for place in range(3, room):
+        compiled.prefill(pieces[:, :1])
+        plain.prefill(pieces[:, :1])
+        for place in range(1, room):
             torch.testing.assert_close(compiled.decode(pieces[:, place]), plain.decode(pieces[:, place]))
+    assert greedy(Generator(ready)) == greedy(Generator(model))
     assert len(traced) == 1
 
 
