@@ -314,6 +314,12 @@ def test_a_model_is_not_prepared_twice(form):
         prepared(prepared(tiny(), **FORMS[form]), quantize="int8")
 
 
+def test_a_model_that_is_cut_into_parts_is_not_prepared_again():
+    """Its layers would stay in fp32, and nobody would know."""
+    with pytest.raises(ConfigError, match="prepared already"):
+        prepared(prepared(tiny(vocab_size=4096)), quantize="int4")
+
+
 def test_a_batch_does_not_change_what_a_sequence_is_rounded_to():
     """A sequence of large numbers beside one of small ones must not take its digits, in int8 neither."""
     linear = layer((64, 32))
