@@ -1,6 +1,6 @@
 """A model made ready to generate: compiled, of one size in memory, and no slower way left in the step of a token."""
 
-import functools
+import copy
 from pathlib import Path
 
 import pytest
@@ -52,14 +52,16 @@ def traced(monkeypatch):
         graphs.append(len(inputs))
         return graph
 
-    monkeypatch.setattr(torch, "compile", lambda function, *, dynamic, options: _compile(function, dynamic, backend))
+    def compiled(function, *, dynamic, options):
+        guards = {"guard_filter_fn": options["guard_filter_fn"]}  # the rest is for the usual backend
+        return _compile(function, dynamic=dynamic, backend=backend, options=guards)
+
+    monkeypatch.setattr(torch, "compile", compiled)
     yield graphs
     torch._dynamo.reset()
 
 
-_compile = functools.partial(
-    lambda compile, function, dynamic, backend: compile(function, dynamic=dynamic, backend=backend), torch.compile
-)
+_compile = torch.compile
 
 
 @pytest.mark.parametrize("changes", [{}, MODERN], ids=["gpt2", "modern"])
@@ -88,6 +90,16 @@ def test_a_second_model_is_not_given_what_was_compiled_for_the_first(traced):
         model = tiny(n_embd=width, n_layer=1)
         assert greedy(Generator(prepared(model, compile=True))) == greedy(Generator(model))
     assert len(traced) == 3
+
+
+def test_a_compiled_model_that_is_converted_or_copied_and_converted_is_compiled_again(traced):
+    model = tiny()
+    ready = prepared(model, compile=True)
+    greedy(Generator(ready))
+    for convert in (lambda: copy.deepcopy(ready).double(), ready.double):
+        assert greedy(Generator(convert())) == greedy(Generator(copy.deepcopy(model).double()))
+    assert greedy(Generator(ready.bfloat16())) == greedy(Generator(copy.deepcopy(model).bfloat16()))
+    assert len(traced) == 4
 
 
 def test_several_sequences_are_not_compiled_and_the_same(traced):

@@ -192,6 +192,14 @@ def test_a_matrix_that_lies_by_columns_cannot_be_cut_and_is_left_as_it_is():
 
 
 @pytest.mark.parametrize("bias", [True, False])
+def test_rows_of_another_width_are_refused_and_not_cut_anew(bias, threads):
+    threads(2)
+    in_parts = plain.as_plain(layer((2304, 64), bias=bias))
+    with pytest.raises(RuntimeError):
+        in_parts(torch.zeros(2, 32))
+
+
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiler_is_given_the_product_of_one_row_written_out(dtype, bias):
     linear = layer(IN_PARTS[0], bias=bias).to(dtype)

@@ -28,7 +28,12 @@ class CompiledGPT(GPT):
     def __init__(self, model: GPT) -> None:
         nn.Module.__init__(self)
         vars(self).update(vars(model))
-        self._step = _compiled_step(any(isinstance(module, WRITTEN_OUT) for module in model.modules()))
+        self._step = _compiled_step(model)
+
+    def _apply(self, *arguments: Any, **named: Any) -> "CompiledGPT":  # what `to`, `bfloat16` and their like do
+        """Other weights are another step: nothing would notice that those it was compiled for are gone."""
+        self._step = _compiled_step(self)
+        return super()._apply(*arguments, **named)
 
     def last_logits(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, V) of the token after the last of `tokens` (B, T), which follow those in the cache."""
@@ -38,15 +43,16 @@ class CompiledGPT(GPT):
             return self._step(self, tokens.clone(memory_format=torch.contiguous_format), cache)
 
 
-def _compiled_step(products_are_written_out: bool) -> Callable[..., Tensor]:
+def _compiled_step(model: GPT) -> Callable[..., Tensor]:
     """The step, compiled when it is first called.
 
     What is compiled is kept with a function's code: with code of its own, a model cannot be given another's, and need
     not be compared, module by module, with what it was when it was compiled.
     """
     own = FunctionType(_step.__code__.replace(), globals())
+    is_written_out = any(isinstance(module, WRITTEN_OUT) for module in model.modules())
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    return torch.compile(own, dynamic=True, options=options | (KEPT_APART if products_are_written_out else {}))
+    return torch.compile(own, dynamic=True, options=options | (KEPT_APART if is_written_out else {}))
 
 
 def _step(model: GPT, tokens: Tensor, cache: KVCache) -> Tensor:

@@ -41,14 +41,13 @@ class SingleLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        width = x.shape[-1]
-        rows = x.numel() // width
+        rows = x.numel() // x.shape[-1]
         if torch.compiler.is_compiling():
             return written_out(x, self.weight, self.bias) if rows == 1 else F.linear(x, self.weight, self.bias)
         if rows > FEW_ROWS_IN_PARTS or torch.get_num_threads() == 1:
             return F.linear(x, self.weight, self.bias)
-        parts = self.weight.view(self._count, -1, width).mT  # (parts, in, out / parts)
-        y = torch.bmm(x.reshape(1, rows, width).expand(self._count, -1, -1), parts)
+        parts = self.weight.view(self._count, -1, self.weight.shape[1]).mT  # (parts, in, out / parts)
+        y = torch.bmm(x.reshape(1, rows, -1).expand(self._count, -1, -1), parts)
         y = y.transpose(0, 1).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y.add_(self.bias)
 
