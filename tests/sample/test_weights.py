@@ -191,6 +191,12 @@ def test_a_matrix_that_lies_by_columns_cannot_be_cut_and_is_left_as_it_is():
     assert plain.as_plain(linear) is linear
 
 
+def test_weights_made_float64_later_keep_their_digits_when_written_out():
+    linear = layer((2304, 64)).double()
+    x = inputs(1, (2304, 64)).double()
+    torch.testing.assert_close(plain.written_out(x, linear.weight, linear.bias), linear(x), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_rows_of_another_width_are_refused_and_not_cut_anew(bias, threads):
     threads(2)

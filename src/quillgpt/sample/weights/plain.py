@@ -85,9 +85,10 @@ WRITTEN_OUT = (SingleLinear, BrainLinear)
 
 
 def written_out(row: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The product of one row for a compiler, which makes one loop over the weights of it; sums are in fp32."""
-    y = (weight.float() * row.reshape(-1).float()).sum(dim=-1)
-    y = y if bias is None else y + bias.float()
+    """The product of one row for a compiler, which makes one loop over the weights of it; sums are at least in fp32."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    y = (weight.to(wide) * row.reshape(-1).to(wide)).sum(dim=-1)
+    y = y if bias is None else y + bias.to(wide)
     return y.to(row.dtype).view(*row.shape[:-1], -1)
 
 
