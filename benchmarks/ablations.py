@@ -1,32 +1,32 @@
-"""Leave one out: a modern recipe, and the same with one of its lines put back to GPT-2's value, one at a time.
+"""Ablations: a modern recipe without one of its parts; and the gain of pairing runs by seed.
 
-    python benchmarks/ablations.py modern-python                   # 3 seeds, two runs at a time, at most 45 s each
-    python benchmarks/ablations.py modern-python --lines muon rotary --seeds 1 2 3 4 5
-    python benchmarks/ablations.py modern-python --table           # the finished runs as a Markdown table
+    python benchmarks/ablations.py leave-one-out modern-python     # 3 seeds, two runs at a time, at most 45 s each
+    python benchmarks/ablations.py leave-one-out modern-python --lines muon rotary --seeds 1 2 3 4 5
+    python benchmarks/ablations.py leave-one-out modern-python --processes 0   # only the table of the finished runs
+    python benchmarks/ablations.py paired-seeds                    # 9 settings, 12 seeds, about 4 minutes on one core
 
-Every run has the same steps, tokens and seeds; one process and one thread each, so that two at a time do not disturb
-each other. The steps are as many as the full recipe makes in --seconds of one thread (or --steps), with the recipe's
-whole schedule in them. No line's replacement is tuned, but that AdamW in Muon's place is tried at several rates
-(`RATES_WITHOUT_MUON`): Muon's own would say nothing of it. The difference is by seed, with Student's 95 % interval.
-
-Each finished run is a line in benchmarks/results/ablations-RECIPE.jsonl; killed? the same line again.
+All runs have the same steps, tokens and seeds, one process and one thread each. No replacement is tuned, except that
+AdamW replaces Muon at several rates (`RATES_WITHOUT_MUON`). Differences are by seed, with 95 % intervals. Each finished
+run is a line in benchmarks/results/; after a kill the same command continues.
 """
 
-import argparse
+import itertools
+import random
 import statistics
-import sys
 from pathlib import Path
 
-from finished_runs import KEPT_NOTHING, ONE_THREAD, RESULTS, Row, Settings, finish_missing, machine, rows_of, steps_in
+import measuring
+import tyro
+from measuring import NOTHING_KEPT, ONE_THREAD, RESULTS, Row, Settings, rows_in
 
 from quillgpt import load_recipe
-from quillgpt.compare.difference import FEWEST_PAIRS, Sample, paired, welch
 from quillgpt.config import flatten
-from quillgpt.errors import QuillError
-from quillgpt.run_dir import read_metrics
+from quillgpt.errors import DataError
+from quillgpt.lab.compare.statistics import FEWEST_PAIRS, Sample, paired, welch
 
 RATES_WITHOUT_MUON = (1e-3, 2e-3, 4e-3, 8e-3)
-
+ADAMW = {"optimizer": "adamw", "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
+ADAMW |= {"warmup_steps": 20, "gradient_clip": 1.0}
 GPT2S: dict[str, Settings] = {
     "rotary positions": {"position": "learned"},
     "RMSNorm": {"norm": "layernorm"},
@@ -42,81 +42,79 @@ GPT2S: dict[str, Settings] = {
     "long linear decay": {"schedule": "cosine"},
     "momentum warm-up": {"momentum_warmup_steps": 0},
     "batch-size ramp": {"batch_ramp": ""},
-    **{
-        f"Muon (AdamW, rate {rate:g})": {
-            "optimizer": "adamw",
-            "lr": rate,
-            "beta1": 0.9,
-            "beta2": 0.95,
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-            "warmup_steps": 20,
-            "gradient_clip": 1.0,
-        }
-        for rate in RATES_WITHOUT_MUON
-    },
+    **{f"Muon (AdamW, rate {rate:g})": ADAMW | {"lr": rate} for rate in RATES_WITHOUT_MUON},
 }
-"""each modern line, and what GPT-2's recipe has in its place"""
+"""each modern part, and the settings of GPT-2's recipe that replace it"""
 FULL = "full recipe"
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="a name, or a .toml file")
-    parser.add_argument("--lines", nargs="+", default=[], metavar="WORD", help="only those whose name has such a word")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--seconds", type=float, default=40.0, help="of one thread, for a run of the full recipe")
-    parser.add_argument(
-        "--steps", type=int, default=0, help="steps of a run; 0: as --seconds says, or as rows there have"
-    )
-    parser.add_argument("--processes", type=int, default=2, help="runs at one time")
-    parser.add_argument("--path", default="", help="the text, where the recipe would fetch it")
-    parser.add_argument("--results", type=Path, default=None)
-    parser.add_argument("--table", action="store_true", help="print the finished runs and train nothing")
-    options = parser.parse_args()
-    results = options.results or RESULTS / f"ablations-{Path(options.recipe).stem}.jsonl"
-    common: Settings = {"path": options.path} if options.path else {}
-    try:
-        there = [row for row in read_metrics(results) if row.get("recipe") == options.recipe]
-        if options.table and not there:
-            sys.exit(f"{results}: no runs of {options.recipe} yet")
-        steps = options.steps or (int(there[-1]["settings"]["steps"]) if there else 0)
-        steps = steps or steps_in(options.seconds, options.recipe, common)
-        wanted = {
-            f"{line}, seed {seed}": settings
-            for seed in options.seeds
-            for line, settings in lines_of(options.recipe, steps, seed, common, options.lines).items()
-        }
-        print(f"{machine()}\n{options.recipe}, {steps:,} steps, one thread a run", flush=True)
-        rows = (
-            rows_of(results, options.recipe, wanted)
-            if options.table
-            else finish_missing(results, options.recipe, wanted, processes=options.processes)
-        )
-        print(table(rows))
-    except QuillError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+SEEDS, SUBSETS = range(1, 13), 100
+COMMON: Settings = {"n_embd": 32, "steps": 150, "documents": 60, "device": "cpu", "dtype": "fp32"}
+COMMON = {**COMMON, "threads": 1, "eval_every": 0, "save_every": 0, "log_every": 1000}
+VARIATIONS: dict[str, Settings] = {
+    "base": {},
+    "lr 2e-3": {"lr": 2e-3},
+    "beta2 0.99": {"beta2": 0.99},
+    "3 layers": {"n_layer": 3},
+    "gaussian-normalized": {"attention": "gaussian-normalized"},
+    "relu2": {"mlp": "relu2"},
+    "rmsnorm": {"norm": "rmsnorm"},
+    "batch 12, 200 steps": {"batch_size": 12, "steps": 200},
+    "dropout 0.1": {"dropout": 0.1},
+}
+"""what each setting changes in the recipe `debug` with `COMMON`"""
 
 
-def lines_of(recipe: str, steps: int, seed: int, common: Settings, words: list[str]) -> dict[str, Settings]:
-    """The settings of each run of a seed: the full recipe, and one for each line that the recipe has."""
+def leave_one_out(
+    recipe: tyro.conf.Positional[str],
+    lines: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (1, 2, 3),
+    seconds: float = 40.0,
+    steps: int = 0,
+    processes: int = 2,
+    path: str = "",
+    results: Path | None = None,
+) -> None:
+    """Train the recipe, and the recipe with one of its parts replaced by GPT-2's, one part at a time.
+
+    Args:
+        recipe: a name, or a .toml file
+        lines: only the parts whose name contains one of these words
+        seconds: approximate length of a run of the full recipe, with one thread
+        steps: of a run; 0: by --seconds, or those of the finished runs
+        processes: concurrent runs; 0: train nothing
+        path: the text, if the recipe would download it
+    """
+    results = results or RESULTS / f"ablations-{Path(recipe).stem}.jsonl"
+    common: Settings = {"path": path} if path else {}
+    finished = [row for row in rows_in(results) if row.get("recipe") == recipe]
+    if not processes and not finished:
+        raise DataError(f"{results}: no runs of {recipe} yet")
+    steps = steps or (int(finished[-1]["settings"]["steps"]) if finished else 0)
+    steps = steps or measuring.steps_in(seconds, load_recipe(recipe, **common))
+    runs = {
+        f"{line}, seed {seed}": settings
+        for seed in seeds
+        for line, settings in lines_of(recipe, steps, seed, common, lines).items()
+    }
+    measuring.print_machine(more=f"{recipe}, {steps:,} steps, one thread a run")
+    print(table(measuring.finish_missing(results, recipe, runs, processes=processes)))
+
+
+def lines_of(recipe: str, steps: int, seed: int, common: Settings, words: tuple[str, ...]) -> dict[str, Settings]:
+    """The settings of each run of a seed: the full recipe, and one for each of its modern parts."""
     own = flatten(load_recipe(recipe))
-    fixed = dict(common) | KEPT_NOTHING | ONE_THREAD | {"seed": seed, "steps": steps}
+    fixed: Settings = {**common, **NOTHING_KEPT, **ONE_THREAD, "seed": seed, "steps": steps}
     found: dict[str, Settings] = {FULL: fixed}
     for line, settings in GPT2S.items():
         is_chosen = not words or any(word.lower() in line.lower() for word in words)
-        if is_chosen and any(own[name] != value for name, value in settings.items()) and is_modern(line, own):
-            found[line] = fixed | settings
+        is_modern = own["optimizer"] == "muon" if line.startswith("Muon") or line == "momentum warm-up" else True
+        if is_chosen and is_modern and any(own[name] != value for name, value in settings.items()):
+            found[line] = {**fixed, **settings}
     return found
 
 
-def is_modern(line: str, own: Settings) -> bool:
-    """Whether the recipe has the line at all: Muon's replacement differs from any recipe by its rate."""
-    return own["optimizer"] == "muon" if line.startswith("Muon") or line == "momentum warm-up" else True
-
-
 def table(rows: dict[str, Row]) -> str:
-    """Markdown, the line that is missed most first; loss in bits per byte, less is better."""
+    """Markdown, the most important part first; loss in bits per byte, lower is better."""
     losses: dict[str, dict[int, float]] = {}
     diverged: dict[str, int] = {}
     for name, row in rows.items():
@@ -126,26 +124,23 @@ def table(rows: dict[str, Row]) -> str:
         else:
             losses.setdefault(line, {})[int(row["settings"]["seed"])] = float(row["bits_per_byte"])
     full = Sample(by_seed=losses.pop(FULL, {}))
-    first = f"{full.mean:.4f} | {full.standard_deviation:.4f} | | {full.n} | {diverged.pop(FULL, 0)}"
-    lines = [
-        "| without | bits per byte | ± over seeds | difference to the full recipe | n | diverged |",
-        "|---|---|---|---|---|---|",
-        f"| nothing: the {FULL} | {first} |",
-    ]
-    for line, by_seed in sorted(losses.items(), key=lambda entry: -statistics.fmean(entry[1].values())):
-        sample = Sample(by_seed=by_seed)
-        cells = (line, f"{sample.mean:.4f}", f"{sample.standard_deviation:.4f}", difference(full, sample))
-        lines.append(f"| {' | '.join(cells)} | {sample.n} | {diverged.pop(line, 0)} |")
-    lines += [f"| {line} | | | | 0 | {count} |" for line, count in diverged.items()]
-    return "\n".join(lines)
+    by_mean = sorted(losses, key=lambda line: -statistics.fmean(losses[line].values()))
+    samples = {f"nothing: the {FULL}": full} | {line: Sample(by_seed=losses[line]) for line in by_mean}
+    found = []
+    for line, sample in samples.items():
+        cells = [line, f"{sample.mean:.4f}", f"{sample.standard_deviation:.4f}"]
+        count = diverged.pop(FULL if sample is full else line, 0)
+        found.append([*cells, "" if sample is full else difference(full, sample), str(sample.n), str(count)])
+    found += [[line, "", "", "", "0", str(count)] for line, count in diverged.items()]
+    heading = ["without", "bits per byte", "± over seeds", "difference to the full recipe", "n", "diverged"]
+    return measuring.markdown(heading, found)
 
 
 def difference(full: Sample, sample: Sample) -> str:
-    """How much worse without the line: by seed where both have the same three or more, else Welch's."""
+    """The increase of the loss without the part: paired by seed with three common seeds or more, else by Welch."""
     shared = sorted(full.by_seed.keys() & sample.by_seed.keys())
     if len(shared) >= FEWEST_PAIRS:
-        pair = [Sample(by_seed={seed: one.by_seed[seed] for seed in shared}) for one in (full, sample)]
-        found = paired(*pair)
+        found = paired(*(Sample(by_seed={seed: one.by_seed[seed] for seed in shared}) for one in (full, sample)))
     elif full.n > 1 and sample.n > 1:
         found = welch(full, sample)
     else:
@@ -153,5 +148,55 @@ def difference(full: Sample, sample: Sample) -> str:
     return f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
 
 
+def paired_seeds(results: Path = RESULTS / "paired_seeds.jsonl", table_only: bool = False) -> None:
+    """Do the losses of two settings correlate over seeds? If so, a paired difference has a narrower interval.
+
+    For every pair of settings: the correlation over the seeds, and the width of the paired 95 % interval over that of
+    Welch's with n of the seeds, for `SUBSETS` random subsets. `quill compare` takes its rule from this.
+    """
+    finished = {(row["entry"], row["seed"]) for row in rows_in(results)}
+    for seed, entry in itertools.product(SEEDS, VARIATIONS):
+        if (entry, seed) not in finished and not table_only:
+            row = measuring.one_run(entry, "debug", {**COMMON, **VARIATIONS[entry], "seed": seed})
+            figures = {name: row[name] for name in ("loss", "torch", "processor", "python")}
+            measuring.append(results, {"entry": entry, "seed": seed, **figures})
+            print(f"{entry}, seed {seed}: {row['loss']:.4f}", flush=True)
+    print(widths(results))
+
+
+def widths(results: Path) -> str:
+    """Correlations over all pairs of settings, and the paired width over Welch's for each n, in Markdown."""
+    losses: dict[str, dict[int, float]] = {}
+    for row in rows_in(results):
+        losses.setdefault(row["entry"], {})[row["seed"]] = row["loss"]
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in losses.values())))
+    pairs = list(itertools.combinations(losses.values(), 2))
+    found = [statistics.correlation([a[seed] for seed in seeds], [b[seed] for seed in seeds]) for a, b in pairs]
+    rows = []
+    for n in [n for n in (2, 3, 4, 5, 8) if n <= len(seeds)]:
+        ratios = [width_ratio(a, b, seeds, n) for a, b in pairs]
+        figures = [f"{figure:.2f}" for figure in (statistics.median(ratios), min(ratios), max(ratios))]
+        rows.append([str(n), *figures, f"{sum(ratio < 1 for ratio in ratios)} of {len(pairs)}"])
+    heading = ["n", "paired / Welch's width, median over pairs", "least", "most", "pairs in which paired is narrower"]
+    return (
+        f"{len(losses)} settings, {len(pairs)} pairs, {len(seeds)} seeds\n"
+        f"correlation over seeds: median {statistics.median(found):.2f}, {min(found):.2f} to {max(found):.2f}\n\n"
+        f"{measuring.markdown(heading, rows)}"
+    )
+
+
+def width_ratio(baseline: dict[int, float], other: dict[int, float], seeds: list[int], n: int) -> float:
+    """The mean width of the paired interval over that of Welch's, for random subsets of n seeds."""
+    generator = random.Random(n)
+    total = [0.0, 0.0]
+    for _ in range(SUBSETS):
+        subset = generator.sample(seeds, n)
+        samples = [Sample(by_seed={seed: losses[seed] for seed in subset}) for losses in (baseline, other)]
+        for place, method in enumerate((paired, welch)):
+            found = method(*samples)
+            total[place] += found.high - found.low
+    return total[0] / total[1]
+
+
 if __name__ == "__main__":
-    main()
+    measuring.run_script(__doc__, {"leave-one-out": leave_one_out, "paired-seeds": paired_seeds})

@@ -1,7 +1,7 @@
-"""A GPT-2 without biases and its training loop in plain PyTorch, nothing of quillgpt: what our loop is timed against.
+"""A GPT-2 without biases and its training loop in plain PyTorch, without quillgpt: the baseline of time_to_loss.py.
 
-The net is nanoGPT's in the settings of its README's CPU command: learned positions, LayerNorm, GELU, tied head, fp32,
-torch's fused attention, AdamW with decay on matrices, clipping, warm-up and cosine. Rows are drawn at random offsets.
+The model is nanoGPT's with the settings of its README's CPU command: learned positions, LayerNorm, GELU, tied head,
+fp32, torch's fused attention, AdamW with decay on matrices, clipping, warm-up and cosine; sequences at random offsets.
 """
 
 import math
@@ -32,14 +32,14 @@ class Net:
 
 
 class Block(nn.Module):
-    """Attention and MLP, each added to the stream."""
+    """Attention and MLP, each with a residual connection."""
 
     def __init__(self, net: Net) -> None:
         super().__init__()
         self.heads = net.heads
         self.before_attention = nn.LayerNorm(net.width, bias=False)
         self.qkv = nn.Linear(net.width, 3 * net.width, bias=False)
-        self.mix = nn.Linear(net.width, net.width, bias=False)
+        self.projection = nn.Linear(net.width, net.width, bias=False)
         self.before_mlp = nn.LayerNorm(net.width, bias=False)
         self.expand = nn.Linear(net.width, 4 * net.width, bias=False)
         self.contract = nn.Linear(4 * net.width, net.width, bias=False)
@@ -50,7 +50,7 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.before_attention(x)).split(width, dim=2)
         q, k, v = (part.view(rows, length, self.heads, -1).transpose(1, 2) for part in (q, k, v))
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.mix(attended.transpose(1, 2).reshape(rows, length, width))
+        x = x + self.projection(attended.transpose(1, 2).reshape(rows, length, width))
         return x + self.contract(F.gelu(self.expand(self.before_mlp(x))))
 
 
@@ -65,7 +65,7 @@ class GPT2(nn.Module):
         self.last = nn.LayerNorm(net.width, bias=False)
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
-                is_last = name.endswith(("mix.weight", "contract.weight"))
+                is_last = name.endswith(("projection.weight", "contract.weight"))
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * net.layers if is_last else 1))
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class GPT2(nn.Module):
 
 
 class BareLoop:
-    """A net in training; `run` goes on for some steps."""
+    """A model in training."""
 
     def __init__(self, net: Net, tokens: np.ndarray, *, seed: int) -> None:
         torch.manual_seed(seed)
@@ -98,7 +98,7 @@ class BareLoop:
         return net.last_rate + 0.5 * (1 + math.cos(math.pi * share)) * (net.rate - net.last_rate)
 
     def run(self, steps: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
-        """Train for so many steps; the seconds of each, by a clock."""
+        """Train for `steps` more steps; return the seconds of each."""
         seconds = []
         for _ in range(steps):
             started = clock()

@@ -1,43 +1,40 @@
-"""Everything that a CUDA card has to be measured for, in one go and within 30 minutes; writes JSON, text and a PNG.
+"""All measurements on a CUDA GPU, within 30 minutes; writes JSON, text and a PNG.
 
     python benchmarks/gpu.py --out gpu-results                # speed, profile, 8 minutes of training a recipe
     python benchmarks/gpu.py --out gpu-results --minutes 2
-    python benchmarks/gpu.py --out gpu-smoke --smoke           # seconds on a CPU: that it works, no measurement
+    python benchmarks/gpu.py --out gpu-smoke --smoke           # a test on a CPU, seconds, not a measurement
 
-Speed: GPT-2 124M, context 1,024, vocabulary padded to 50,304. Ours is what `quill train` chooses (bf16, the stream
-too, compiled, flash attention through SDPA, loss in chunks, micro-batch by memory), beside what nanoGPT does,
-written with our model: autocast with the stream in fp32, compiled, all logits at once, micro-batches of 12. The
-sides take turns. MFU is tokens/s x (6 N + 12 L C T) / the data sheet's dense bf16 peak, attention counted in full and
-embeddings that are only looked up not counted (`flops_per_token`) [Chowdhery 2022, appendix B].
+Speed: GPT-2 124M, context 1,024, vocabulary padded to 50,304. Ours is the runtime of `quill train` (bf16, also the
+residual stream; compiled, flash attention by SDPA, chunked loss, micro-batch by memory). Against it nanoGPT's step with
+our model: autocast with the stream in fp32, compiled, all logits at once, micro-batches of 12. They take turns.
+MFU = tokens/s x (6 N + 12 L C T) / the data sheet's dense bf16 peak (`flops_per_token`) [Chowdhery 2022, appendix B].
 
-Training: the Python files of this interpreter's site-packages, a vocabulary trained on them, the GPT-2 recipe and the
-modern one for the same minutes; held-out loss against minutes of training.
+Training: the Python files in site-packages, with a vocabulary trained on them, by the GPT-2 recipe and the modern one
+for the same minutes; validation loss against minutes of training.
 """
 
-import argparse
 import dataclasses
 import json
-import statistics
 import sysconfig
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import measuring
 import torch
+from measuring import Row
+from train_speed import Ours, side_of
 
+from quillgpt import files
 from quillgpt.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, updated
 from quillgpt.distributed import Ranks
-from quillgpt.hardware import detect, peak_flops
+from quillgpt.errors import ConfigError
+from quillgpt.lab.bench.measure import Plan, measure_in_turns, profile, rates, ratios
 from quillgpt.model.gpt import GPT
 from quillgpt.model.sizes import flops_per_token
-from quillgpt.optim import build_optimizer
-from quillgpt.run_dir import RunDirectory, read_metrics
-from quillgpt.train.loop import train
-from quillgpt.train.resolve import Choices, resolve
-from quillgpt.train.setup import set_up_torch
-from quillgpt.train.step import TrainingStep
-from quillgpt.train.update import Wrapped, gradients, wrap
+from quillgpt.run_dir import RunDirectory
+from quillgpt.runtime import Runtime, detect, peak_flops, resolve, set_up_torch
+from quillgpt.training.loop import train
+from quillgpt.training.step import TrainingStep, WrappedStep, wrap
 
 GPT2 = ModelConfig(bias=False)
 TINY = ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=32, vocab_size=257, bias=False)
@@ -50,153 +47,81 @@ MODERN |= {"embedding_norm": True, "residual": "mixed", "logit_softcap": 15.0, "
 MUON = {"optimizer": "muon", "lr": 0.02, "embedding_lr": 0.3, "head_lr": 0.004, "scalar_lr": 0.02, "beta1": 0.8}
 MUON |= {"beta2": 0.95, "eps": 1e-10, "weight_decay": 0.0, "schedule": "wsd", "decay_fraction": 0.7}
 MUON |= {"warmup_steps": 0, "momentum_warmup_steps": 100, "gradient_clip": 0.0}
-RECIPES: dict[str, dict[str, Any]] = {
-    "GPT-2": {"lr": 6e-4, "min_lr": 6e-5, "warmup_steps": 100, "beta2": 0.95},
-    "modern": MODERN | MUON,
-}
+RECIPES = {"GPT-2": {"lr": 6e-4, "min_lr": 6e-5, "warmup_steps": 100, "beta2": 0.95}, "modern": MODERN | MUON}
 
 
-@dataclasses.dataclass(kw_only=True)
-class Side:
-    """A way to train, made ready: a step of one micro-batch, and its facts."""
-
-    rows: int
-    step: Callable[[], None]
-    first_step_seconds: float = 0.0
-    rates: list[float] = dataclasses.field(default_factory=list)
+def wrap_like_nanogpt(model: GPT, runtime: Runtime) -> WrappedStep:
+    """nanoGPT's step with our model: one graph, autocast only, all logits at once."""
+    forward: Any = TrainingStep(model, chunk_elements=1 << 62)
+    if runtime.compile:
+        forward = torch.compile(forward, backend=runtime.compile_backend, dynamic=False)
+    return dataclasses.replace(wrap(model, dataclasses.replace(runtime, compile=False)), forward=forward)
 
 
-def ours(model: ModelConfig, train_settings: TrainConfig) -> Side:
-    """As `quill train` would."""
-    choices, _ = resolve(RunConfig(model=model, optim=ADAMW, train=train_settings), detect(), Ranks())
-    net = new_model(model, choices)
-    return side(net, wrap(net, choices), choices)
-
-
-def like_nanogpt(model: ModelConfig, choices: Choices) -> Side:
-    """Its step with our model: one graph, autocast alone, no chunks, its micro-batch."""
-    choices = dataclasses.replace(choices, rows=NANOGPT_ROWS, batch_size=NANOGPT_ROWS)
-    net = new_model(model, choices)
-    forward: Any = TrainingStep(net, chunk_elements=1 << 62)
-    if choices.compile:
-        forward = torch.compile(forward, backend=choices.compile_backend, dynamic=False)
-    wrapped = dataclasses.replace(wrap(net, dataclasses.replace(choices, compile=False)), forward=forward)
-    return side(net, wrapped, choices)
-
-
-def new_model(model: ModelConfig, choices: Choices) -> GPT:
-    torch.manual_seed(0)
-    return GPT(model).to(choices.device)
-
-
-def side(net: GPT, wrapped: Wrapped, choices: Choices) -> Side:
-    optimizer = build_optimizer(net, ADAMW)
-    tokens = torch.randint(net.config.vocab_size, (choices.batch_size, net.config.context_length + 1))
-    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    numbers = {"target_count": targets.numel(), "seed": 0, "step": 0, "rank": 0}
-
-    def step() -> None:
-        gradients(wrapped, inputs, targets, choices=choices, **numbers)
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return Side(rows=choices.batch_size, step=step)
-
-
-def wait(device: str) -> None:
-    """Until the card has done what it was given."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def seconds_of(step: Callable[[], None], count: int, device: str) -> float:
-    wait(device)
-    started = time.perf_counter()
-    for _ in range(count):
-        step()
-    wait(device)
-    return (time.perf_counter() - started) / count
-
-
-def speed(model: ModelConfig, asked: TrainConfig, *, steps: int, rounds: int) -> tuple[dict[str, Any], Side, Choices]:
-    """Tokens per second and MFU of both sides, taking turns; and our side for the profile."""
-    choices, reasons = resolve(RunConfig(model=model, optim=ADAMW, train=asked), detect(), Ranks())
-    set_up_torch(choices.device, threads=choices.threads, matmul_precision=choices.matmul_precision)
-    sides = {"ours": ours(model, asked), "like nanoGPT": like_nanogpt(model, choices)}
-    for one in sides.values():
-        one.first_step_seconds = seconds_of(one.step, 1, choices.device)
-        seconds_of(one.step, min(steps, 5), choices.device)
-    for _ in range(rounds):
-        for one in sides.values():
-            one.rates.append(one.rows * model.context_length / seconds_of(one.step, steps, choices.device))
-    peak = peak_flops(torch.device(choices.device), choices.dtype)
-    found: dict[str, Any] = {"choices": dataclasses.asdict(choices), "reasons": reasons, "sides": {}}
-    for name, one in sides.items():
-        rate = statistics.median(one.rates)
+def speed(model: ModelConfig, settings: TrainConfig, *, seconds: float, rounds: int) -> tuple[Row, Ours]:
+    """Tokens per second and MFU of both sides, in turns; and our side, for the profile."""
+    runtime, reasons = resolve(RunConfig(model=model, optim=ADAMW, train=settings), detect(), Ranks())
+    set_up_torch(runtime.device, threads=runtime.threads, matmul_precision=runtime.matmul_precision)
+    nanogpt = dataclasses.replace(runtime, global_batch_size=NANOGPT_ROWS, micro_batch_size=NANOGPT_ROWS)
+    ours = Ours(model, ADAMW, runtime)
+    sides = {"ours": ours, "like nanoGPT": Ours(model, ADAMW, nanogpt, wrap_like_nanogpt)}
+    first = {name: measuring.seconds_of(step) for name, step in sides.items()}  # a step ends by waiting for the device
+    turns = [side_of(step, step.inputs.numel(), device=runtime.device) for step in sides.values()]
+    windows = measure_in_turns(turns, Plan(windows=rounds, seconds=seconds, warmup=seconds))
+    speeds = dict(zip(sides, [rates(one, "tokens") for one in windows], strict=True))
+    peak = peak_flops(torch.device(runtime.device), runtime.dtype)
+    found: Row = {"runtime": dataclasses.asdict(runtime), "reasons": reasons, "sides": {}, "goals": GOALS}
+    for name, found_speed in speeds.items():
         found["sides"][name] = {
-            "rows": one.rows,
-            "tokens_per_second": rate,
-            "range": [min(one.rates), max(one.rates)],
-            "mfu": rate * flops_per_token(model) / peak if peak else None,
-            "first_step_seconds": one.first_step_seconds,
+            "rows": sides[name].runtime.micro_batch_size,
+            "tokens_per_second": found_speed.median,
+            "range": [min(found_speed.values), max(found_speed.values)],
+            "mfu": found_speed.median * flops_per_token(model) / peak if peak else None,
+            "first_step_seconds": first[name],
         }
-    found["over_nanogpt"] = found["sides"]["ours"]["tokens_per_second"] / statistics.median(sides["like nanoGPT"].rates)
-    found["goals"] = GOALS
-    if choices.device.startswith("cuda"):
+    found["over_nanogpt"] = ratios(speeds["ours"], speeds["like nanoGPT"]).median
+    if runtime.device.startswith("cuda"):
         found["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return found, sides["ours"], choices
+    return found, ours
 
 
-def profile(one: Side, device: str, steps: int) -> str:
-    """The heaviest operations of our step, as a table."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.startswith("cuda"):
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as recorded:
-        for _ in range(steps):
-            one.step()
-        wait(device)
-    key = "self_cuda_time_total" if device.startswith("cuda") else "self_cpu_time_total"
-    return recorded.key_averages().table(sort_by=key, row_limit=20, max_name_column_width=70)
+def profiled(one: Ours, steps: int, trace: Path) -> str:
+    found = profile(lambda count: [one() for _ in range(count)], steps, device=one.runtime.device, trace=trace)
+    return "".join(
+        f"{1e3 * op.seconds:9.3f} ms {op.share:6.1%} {op.calls:6.0f} x {op.name}\n" for op in found.operators
+    )
 
 
 def training(out: Path, base: RunConfig) -> dict[str, list[dict[str, float]]]:
-    """Held-out loss against minutes of training, of each recipe."""
+    """Validation loss against minutes of training, of each recipe."""
     curves = {}
     for name, settings in RECIPES.items():
         run = out / f"run-{name.lower()}"
         train(updated(base, settings | {"out": str(run)}, where=name))
-        lines = [line for line in read_metrics(RunDirectory(run).metrics) if "held_out_loss" in line]
-        curves[name] = [
-            {
-                "minutes": line["elapsed_seconds"] / 60,
-                "step": line["step"],
-                "held_out_loss": line["held_out_loss"],
-                "bits_per_byte": line["held_out_bits_per_byte"],
-            }
-            for line in lines
-        ]
-        print(f"{name}: {lines[-1]['held_out_bits_per_byte']:.4f} bits per byte after {lines[-1]['step']:,} steps")
+        lines = [line for line in measuring.rows_in(RunDirectory(run).metrics) if "val_loss" in line]
+        columns = [("step", "step"), ("val_loss", "val_loss"), ("bits_per_byte", "val_bpb")]
+        curves[name] = [{column: line[key] for column, key in columns} for line in lines]
+        for point, line in zip(curves[name], lines, strict=True):
+            point["minutes"] = line["elapsed_seconds"] / 60
+        print(f"{name}: {lines[-1]['val_bpb']:.4f} bits per byte after {lines[-1]['step']:,} steps")
     return curves
 
 
-def training_settings(asked: argparse.Namespace) -> RunConfig:
-    """What both recipes share."""
+def training_settings(minutes: float, *, smoke: bool) -> RunConfig:
     data: dict[str, Any] = {"source": "text", "errors": "replace", "tokenizer": "bpe"}
     common = {"save_every": 0, "gradient_clip": 1.0, "seed": 1}
-    if asked.smoke:
+    if smoke:
         path = str(Path(__file__).parents[1] / "src" / "quillgpt" / "model" / "*.py")
         small = {**data, "path": path, "tokenizer": "byte", "steps": 6, "eval_every": 3, "batch_size": 4}
         return updated(RunConfig(model=TINY), common | small | {"eval_tokens": 512, "device": "cpu"}, where="--smoke")
     path = f"{sysconfig.get_paths()['purelib']}/**/*.py"
-    large = {"path": path, "minutes": asked.minutes, "eval_every": 100, "eval_tokens": 1 << 20, "vocab_size": 16384}
+    large = {"path": path, "minutes": minutes, "eval_every": 100, "eval_tokens": 1 << 20, "vocab_size": 16384}
     large |= {"batch_size": 32, "batch_tokens": 32 * 1024 * 4}
     return updated(RunConfig(model=GPT2), common | data | large, where="here")
 
 
 def draw(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Loss against minutes, as a PNG; says so where matplotlib is missing."""
+    """Write a PNG of the loss against minutes; without matplotlib print a message."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -205,43 +130,36 @@ def draw(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for name, points in curves.items():
-        axes.plot([point["minutes"] for point in points], [point["bits_per_byte"] for point in points], label=name)
-    axes.set(xlabel="minutes of training", ylabel="bits per byte, held out")
+        axes.plot(*([point[key] for point in points] for key in ("minutes", "bits_per_byte")), label=name)
+    axes.set(xlabel="minutes of training", ylabel="bits per byte, validation")
     axes.legend()
     figure.savefig(path, dpi=150)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for results; must not hold an earlier run")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of training, for each of the two recipes")
-    parser.add_argument("--smoke", action="store_true")
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    if not asked.smoke and not torch.cuda.is_available():
-        parser.error("no CUDA card here; --smoke tries the script on a CPU")
-    shared = {"dtype": "bf16"} if asked.smoke else {}
-    settings = TrainConfig(**shared, device="cpu" if asked.smoke else "cuda", batch_size=2 if asked.smoke else 0)
-    steps, rounds = (1, 2) if asked.smoke else (20, 5)
-    results: dict[str, Any] = {
-        "device": "cpu" if asked.smoke else torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "is_a_measurement": not asked.smoke,
-    }
-    results["speed"], one, choices = speed(TINY if asked.smoke else GPT2, settings, steps=steps, rounds=rounds)
-    (asked.out / "profile.txt").write_text(profile(one, choices.device, steps))
-    write(asked.out, results)
+def main(out: Path, minutes: float = 8.0, smoke: bool = False) -> None:
+    """Speed, profile and training.
+
+    Args:
+        out: folder of the results, without an earlier run
+        minutes: of training, for each of the two recipes
+        smoke: test the script on a CPU, at tiny sizes
+    """
+    if not smoke and not torch.cuda.is_available():
+        raise ConfigError("no CUDA card here; --smoke tries the script on a CPU")
+    out.mkdir(parents=True, exist_ok=True)
+    settings = TrainConfig(dtype="bf16", device="cpu", batch_size=2) if smoke else TrainConfig(device="cuda")
+    seconds, rounds = (0.01, 2) if smoke else (5.0, 5)
+    device = "cpu" if smoke else torch.cuda.get_device_name()
+    results: Row = {"device": device, "torch": torch.__version__, "is_a_measurement": not smoke}
+    results["speed"], ours = speed(TINY if smoke else GPT2, settings, seconds=seconds, rounds=rounds)
+    (out / "profile.txt").write_text(profiled(ours, 1 if smoke else 20, out / "trace.json"))
+    files.write_json(out / "gpu.json", results)  # after each part, so that it survives the loss of the machine
     print(json.dumps(results["speed"]["sides"], indent=2), f"ours / nanoGPT's: {results['speed']['over_nanogpt']:.2f}")
-    del one
-    results["training"] = training(asked.out, training_settings(asked))
-    write(asked.out, results)
-    draw(results["training"], asked.out / "loss-against-minutes.png")
-
-
-def write(out: Path, results: dict[str, Any]) -> None:
-    """After each part, so that a machine that is taken away leaves what there is."""
-    (out / "gpu.json").write_text(json.dumps(results, indent=2) + "\n")
+    del ours
+    results["training"] = training(out, training_settings(minutes, smoke=smoke))
+    files.write_json(out / "gpu.json", results)
+    draw(results["training"], out / "loss-against-minutes.png")
 
 
 if __name__ == "__main__":
-    main()
+    measuring.run_script(__doc__, main)

@@ -1,6 +1,6 @@
-"""A disk that fails or a process that dies at the n-th file operation, and a record of the operations for tests.
+"""A disk that fails, or a process that is killed, at the n-th file operation, and a log of the operations.
 
-Every write of the package goes through `files.py`, and every one of its operations through the functions patched here:
+All file output of the package goes through `files.py`, and all of its operations through the functions patched here:
 `Path.open`, the raw `write` below Python's buffer, `os.fsync`, `os.replace`, `os.mkdir`, `os.unlink` and `os.rmdir`.
 """
 
@@ -17,7 +17,7 @@ KILLED = 9
 
 
 class Raw(io.FileIO):
-    """A file whose writes are operations of the disk; a failing one writes half of its bytes."""
+    """A file whose writes are operations of the disk; a failing write writes half of its bytes."""
 
     def __init__(self, disk: "Disk", path: Path, mode: str) -> None:
         super().__init__(path, mode)
@@ -32,12 +32,14 @@ class Raw(io.FileIO):
 
 
 class Disk:
-    """Counts operations; from the `at`-th on for `lasting` operations it fails by `fail`. `log` has what was done."""
+    """Counts operations and logs them; operations `at` to `at + lasting - 1` fail by calling `fail`."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, *, at: int = 0, fail: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, patch: pytest.MonkeyPatch, *, at: int = 0, lasting: int = 1, fail: Callable[[], None] | None = None
+    ) -> None:
         self.log: list[tuple[str, ...]] = []
-        self.count, self.at, self.fail = 0, at, fail
-        self.lasting, self.writes_short, self.failed_at = 1, False, ""
+        self.count, self.at, self.lasting, self.fail = 0, at, lasting, fail
+        self.writes_short, self.failed_at = False, ""
         self._open, self._directory_open = Path.open, os.open
         self._descriptors: dict[int, Path] = {}
         patch.setattr(Path, "open", lambda path, mode="r", buffering=-1, **rest: self.open(path, mode, buffering, rest))
@@ -47,7 +49,7 @@ class Disk:
             patch.setattr(os, name, self.counted(name, getattr(os, name)))
 
     def operation(self, name: str, *paths: object, half_done: Callable[[], object] = lambda: None) -> None:
-        """Note an operation that is about to be done, or fail instead."""
+        """Log an operation that is about to be done, or fail instead."""
         self.count += 1
         if self.fail is not None and self.at <= self.count < self.at + self.lasting:
             half_done()
@@ -80,7 +82,7 @@ class Disk:
 
 
 def error(number: int) -> Callable[[], None]:
-    """A failure with this error number."""
+    """Return a function that raises the `OSError` of this number."""
 
     def fail() -> None:
         raise OSError(number, os.strerror(number))
@@ -94,23 +96,17 @@ FAILURES: dict[str, dict[str, Any]] = {
     "read-only": {"fail": error(errno.EROFS), "lasting": 10**9},
     "disk gone": {"fail": error(errno.EIO), "lasting": 10**9},
 }
-
-
 LASTING = ("read-only", "disk gone")
-"""failures after which nothing can be tidied up either, until the next start"""
+"""failures after which nothing can be cleaned up either, until the next start"""
 
 
 def failing(patch: pytest.MonkeyPatch, failure: str, at: int) -> Disk:
-    """A disk with this failure at this operation."""
-    settings = dict(FAILURES[failure])
-    lasting = settings.pop("lasting", 1)
-    disk = Disk(patch, at=at, **settings)
-    disk.lasting = lasting
-    return disk
+    """Return a disk with this failure at this operation."""
+    return Disk(patch, at=at, **FAILURES[failure])
 
 
 def exit_code_of_fork(act: Callable[[], object], at: int) -> int:
-    """What becomes of a fork in which `act` is killed at this operation: KILLED, or 0 when it was done before."""
+    """Run `act` in a fork that is killed at this operation; return KILLED, or 0 if it was done before."""
     child = os.fork()
     if child == 0:
         code = 1

@@ -1,81 +1,100 @@
-"""Writes docs/settings.md from the code: `python tests/settings_page.py`. A test holds the committed page equal."""
+"""Writes docs/settings.md from the code: `python tests/settings_page.py`. A test compares the committed page."""
 
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 from quillgpt.config import GROUPS, RunConfig, flatten, group_of, meanings
 from quillgpt.recipes import INSTEAD_OF
 from quillgpt.recipes.aliases import ALIASES, BEGINNINGS, NO, RECIPES, SWITCHES, VALUES, YES
 
+WIDTH = 140
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 
 INTRODUCTION = """\
 # Settings
 
-*This page is written by `python tests/settings_page.py` from `src/quillgpt/config/` and
-`src/quillgpt/recipes/aliases.py`; a test holds it equal to them.*
+*This page is written by `python tests/settings_page.py` from `src/quillgpt/config.py` and
+`src/quillgpt/recipes/aliases.py`; a test compares them.*
 
-A run is made from settings. Each has one name, everywhere the same:
+A setting has one name everywhere: in a recipe (`n_layer = 4` in TOML, below its table's name or above all tables), on
+the command line (`--n-layer 4` or `--n_layer=4`; a switch also as `--bias` or `--no-bias`), and in Python
+(`quillgpt.load_recipe("debug", n_layer=4)`).
 
-- in a recipe, a TOML file: `n_layer = 4`, under its table's name or anywhere above the tables;
-- on the command line: `--n-layer 4`, `--n_layer=4`; a yes-or-no setting also as `--bias` or `--no-bias`;
-- in Python: `quillgpt.load_recipe("debug", n_layer=4)`, or `quillgpt.ModelConfig(n_layer=4)`.
-
-Later wins: the default below, then the recipe that `extends` names (a recipe, or a .toml file beside this one), then
-the recipe, then the flags, of which the last of two equal ones counts. `quill train RECIPE --dry-run` shows every
-setting with its value, where the value came from, and what follows from all of them. A name that does not exist, a
-value of another type and a value that is not possible are errors of one line, before anything else happens. A run
-keeps its settings in `config.toml`, which is a recipe again.
+Later values win: the default below, the recipe that `extends` names (or a .toml file next to this one), the recipe,
+the flags. `quill train RECIPE --dry-run` shows every setting with its value, its origin, and what follows from all of
+them. Unknown names and invalid values are errors of one line, before anything is trained. A run keeps its settings in
+`config.toml`, which is a recipe again.
 """
+CONFLICTS = """\
+## Settings that exclude each other
 
-CHANGES = """\
-## Two ways to say one thing
-
-A recipe or a flag that gives the first makes the second void where an earlier recipe gave it.
+A recipe or flag that gives the first removes the second where an earlier recipe gave it: {conflicts}.
 """
-
-OTHERS = """\
+OTHER_NAMES = """\
 ## nanoGPT's names
 
-The commands of nanoGPT's README work after `python train.py config/X.py` is replaced by `quill train X`. Its names, and
-two of OpenAI's and Hugging Face's, are accepted as flags and in recipes. As there, a step is
-`batch_size * block_size * gradient_accumulation_steps` tokens over all GPUs unless `batch_tokens` is given.
-`init_from = finetune`, which projects built on it have, starts from the run in `out_dir`, and writes to
-OUT_DIR-finetuned.
+The commands of nanoGPT's README work after `python train.py config/X.py` is replaced by `quill train X`. Its names,
+and two of OpenAI's and Hugging Face's, are accepted as flags and in recipes. As there, a step is `batch_size *
+block_size * gradient_accumulation_steps` tokens over all GPUs unless `batch_tokens` is given. `init_from = finetune`
+starts from the run in `out_dir` and writes to OUT_DIR-finetuned.
+
+- **Names**: {names}.
+- **Values**, with our name of the setting: {values}.
+- **Switches**, {yes} or {no}: {switches}.
+- **Configuration files**, with or without `config/` and `.py`: {files}.
 """
 
 
 def page() -> str:
-    """The whole page."""
+    """The entire page."""
     parts = [INTRODUCTION]
     defaults = flatten(RunConfig())
+    rows = []
     for group, schema in GROUPS.items():
-        rows = [
+        rows.append(("", f"**[{group}]**", f"**{(schema.__doc__ or '').partition('.')[0]}**"))
+        rows += [
             (f"`{name}`", _code(defaults[name]), meanings()[name]) for name in defaults if group_of()[name] == group
         ]
-        parts.append(f"## [{group}]\n\n{schema.__doc__}\n\n{_table(('setting', 'default', 'meaning'), rows)}")
-    parts.append(CHANGES)
-    parts.append(_table(("given", "void"), [(f"`{given}`", f"`{void}`") for given, void in INSTEAD_OF.items()]))
-    parts.append(OTHERS)
-    parts.append(_table(("theirs", "ours"), [(f"`{theirs}`", f"`{ours}`") for theirs, ours in ALIASES.items()]))
-    parts.append("Some values have other names there:\n")
-    values = [(f"`{name} = {value}`", _settings(ours)) for (name, value), ours in VALUES.items()]
-    values += [(f"`{name} = {theirs}X`", f"`{name} = {ours}X`") for (name, theirs), ours in BEGINNINGS.items()]
-    parts.append(_table(("theirs, with our name of the setting", "ours"), values))
-    parts.append(f"These take {', '.join(YES)} or {', '.join(NO)}, and mean:\n")
-    switches = [(f"`{name}`", _settings(yes), _settings(no)) for name, (yes, no) in SWITCHES.items()]
-    parts.append(_table(("theirs", "true", "false"), switches))
-    parts.append("Configuration files, with or without `config/` and `.py`:\n")
-    parts.append(_table(("theirs", "recipe"), [(f"`config/{name}.py`", f"`{ours}`") for name, ours in RECIPES.items()]))
+    table = [("setting", "default", "meaning"), ("---",) * 3, *rows]
+    parts.append("".join(f"| {' | '.join(cells)} |\n" for cells in table))
+    parts.append(_wrapped(CONFLICTS.format(conflicts=_pairs(INSTEAD_OF.items()))))
+    values = [(f"{name} = {value}", _settings(ours)) for (name, value), ours in VALUES.items()]
+    values += [(f"{name} = {theirs}X", f"{name} = {ours}X") for (name, theirs), ours in BEGINNINGS.items()]
+    switches = [
+        f"`{name}` true: {_effect(is_true)}, false: {_effect(is_false)}"
+        for name, (is_true, is_false) in SWITCHES.items()
+    ]
+    names = OTHER_NAMES.format(
+        names=_pairs(ALIASES.items()),
+        values=_pairs(values),
+        yes=", ".join(YES),
+        no=", ".join(NO),
+        switches="; ".join(switches),
+        files=_pairs(RECIPES.items()),
+    )
+    parts.append(_wrapped(names))
     return "\n".join(parts)
 
 
-def _table(heading: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [heading, tuple("---" for _ in heading), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+def _wrapped(text: str) -> str:
+    lines = []
+    for line in text.splitlines():
+        indent = "  " if line.startswith("- ") else ""
+        lines += textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False) or [""]
+    return "\n".join(lines) + "\n"
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"`{theirs}` → `{ours}`" for theirs, ours in pairs)
+
+
+def _effect(settings: dict[str, object]) -> str:
+    return f"`{_settings(settings)}`" if settings else "no effect"
 
 
 def _settings(settings: dict[str, object]) -> str:
-    return ", ".join(f"`{name} = {_plain(value)}`" for name, value in settings.items()) or "as always"
+    return ", ".join(f"{name} = {_plain(value)}" for name, value in settings.items())
 
 
 def _code(value: object) -> str:

@@ -1,13 +1,24 @@
-"""Who this process is among the ranks; tests/train/test_many_ranks.py has the processes themselves."""
+"""This process's place among the ranks; tests/training/test_many_ranks.py has the processes themselves."""
+
+import datetime
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from quillgpt.distributed import Ranks, first_goes_first, from_first, joined, ranks_from_environment, total
+from quillgpt.distributed import (
+    Ranks,
+    all_reduce_sum,
+    broadcast_int,
+    device_for_sums,
+    main_process_first,
+    process_group,
+    ranks_from_environment,
+)
 from quillgpt.errors import ConfigError, Stopped
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+SECOND = Ranks(rank=1, world_size=2)
 
 
 def set_ranks(monkeypatch: pytest.MonkeyPatch, *values: str, master: bool = True) -> None:
@@ -20,92 +31,90 @@ def set_ranks(monkeypatch: pytest.MonkeyPatch, *values: str, master: bool = True
         monkeypatch.setenv("MASTER_PORT", "29500")
 
 
-def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_sets_each_process_its_place_and_without_it_a_process_is_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     set_ranks(monkeypatch, master=False)
     ranks = ranks_from_environment()
     assert ranks == Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1)
-    assert ranks.is_first
-    assert not ranks.is_parallel
-
-
-def test_torchrun_tells_each_process_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (ranks.is_main_process, ranks.is_distributed) == (True, False)
     set_ranks(monkeypatch, "5", "1", "8", "4")
     ranks = ranks_from_environment()
     assert ranks == Ranks(rank=5, local_rank=1, world_size=8, local_world_size=4)
-    assert not ranks.is_first
-    assert ranks.is_parallel
+    assert (ranks.is_main_process, ranks.is_distributed) == (False, True)
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        ("0", "0", "two", "1"),
-        ("", "0", "1", "1"),
-        ("1.0", "0", "2", "1"),
-        ("2", "0", "2", "1"),
-        ("-1", "0", "2", "1"),
-        ("0", "0", "0", "1"),
-        ("0", "0", "1", "2"),
-        ("0", "3", "4", "2"),
-    ],
-)
-def test_numbers_that_do_not_fit_are_refused_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, values: tuple[str, ...]
-) -> None:
-    set_ranks(monkeypatch, *values)
-    with pytest.raises(ConfigError, match="torchrun") as raised:
-        ranks_from_environment()
-    assert "\n" not in str(raised.value)
-
-
-def test_several_ranks_without_a_meeting_point_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_that_do_not_fit_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = [("0", "0", "two", "1"), ("", "0", "1", "1"), ("1.0", "0", "2", "1")]
+    wrong += [("2", "0", "2", "1"), ("-1", "0", "2", "1"), ("0", "0", "0", "1"), ("0", "0", "1", "2")]
+    for values in (*wrong, ("0", "3", "4", "2")):
+        set_ranks(monkeypatch, *values)
+        with pytest.raises(ConfigError, match="torchrun") as raised:
+            ranks_from_environment()
+        assert "\n" not in str(raised.value), values
     set_ranks(monkeypatch, "0", "0", "2", "2", master=False)
-    with pytest.raises(ConfigError, match="WORLD_SIZE=2, but MASTER_ADDR and MASTER_PORT not set"):
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE=2.*MASTER_ADDR and MASTER_PORT"):
         ranks_from_environment()
 
 
-def test_a_process_alone_joins_nothing_and_agrees_with_itself() -> None:
+def test_a_process_alone_has_no_group_and_agrees_with_itself() -> None:
     ranks, values = Ranks(), torch.tensor([1.0, 2.0])
-    with joined(ranks, backend="gloo", timeout_seconds=1), first_goes_first(ranks):
+    with process_group(ranks, backend="gloo", timeout_seconds=1), main_process_first(ranks):
         assert not dist.is_initialized()
-        assert total(values, ranks) is values
-        assert from_first(7, ranks, torch.device("cpu")) == 7
+        assert all_reduce_sum(values, ranks) is values
+        assert broadcast_int(7, ranks, torch.device("cpu")) == 7
 
 
-def fake_group(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """init and destroy without a group; what was called."""
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What `process_group` calls; no group is made."""
     called: list[str] = []
-    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: called.append(f"init {backend}"))
+
+    def init(backend: str, timeout: datetime.timedelta) -> None:
+        called.append(f"init {backend} {timeout.total_seconds():g}")
+
+    monkeypatch.setattr(dist, "init_process_group", init)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: called.append("destroy"))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: called.append(f"device {device}"))
     return called
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer\nmore"), dist.DistBackendError("x")]
-)
-def test_a_rank_left_alone_says_so_and_can_be_continued(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
-    called = fake_group(monkeypatch)
+def test_a_rank_that_lost_the_others_says_so_and_can_be_continued(calls: list[str]) -> None:
+    gloo = RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer\nmore")
+    for error in (gloo, dist.DistBackendError("x")):
+        calls.clear()
+        with (
+            pytest.raises(Stopped, match=r"rank 1 lost the others \(.*\); .* ended first") as raised,
+            process_group(SECOND, backend="gloo", timeout_seconds=1),
+        ):
+            raise error
+        assert "\n" not in str(raised.value)
+        assert calls == ["init gloo 1", "destroy"]
     with (
-        pytest.raises(Stopped, match=r"rank 1 lost the others \(.*\); see which ended first") as raised,
-        joined(Ranks(rank=1, world_size=2), backend="gloo", timeout_seconds=1),
-    ):
-        raise error
-    assert "\n" not in str(raised.value)
-    assert called == ["init gloo", "destroy"]
-
-
-def test_another_error_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_group(monkeypatch)
-    with (
-        pytest.raises(RuntimeError, match="shapes"),
-        joined(Ranks(rank=1, world_size=2), backend="gloo", timeout_seconds=1),
+        pytest.raises(RuntimeError, match="shapes"),  # another error stays as it is
+        process_group(SECOND, backend="gloo", timeout_seconds=1),
     ):
         raise RuntimeError("shapes do not fit")
 
 
-def test_with_nccl_each_rank_takes_the_card_that_was_chosen_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = fake_group(monkeypatch)
-    with joined(Ranks(rank=1, world_size=2), backend="nccl", timeout_seconds=1, device="cuda:1"):
+def test_ranks_that_do_not_come_are_a_usage_error(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(*_: object, **__: object) -> None:
+        raise dist.DistStoreError("timed out\nmore")
+
+    monkeypatch.setattr(dist, "init_process_group", init)
+    with (
+        pytest.raises(ConfigError, match=r"rank 1 of 2.*\(timed out\); .*--master_addr and --master_port") as raised,
+        process_group(SECOND, backend="gloo", timeout_seconds=1),
+    ):
         pass
-    assert called == ["device cuda:1", "init nccl", "destroy"]
+    assert "\n" not in str(raised.value)
+
+
+def test_with_nccl_each_rank_takes_its_card(calls: list[str]) -> None:
+    with process_group(SECOND, backend="nccl", timeout_seconds=1, device="cuda:1"):
+        pass
+    assert calls == ["device cuda:1", "init nccl 1", "destroy"]
+
+
+def test_sums_in_float64_are_kept_where_there_is_float64() -> None:
+    assert [device_for_sums(device) for device in ("cpu", "cuda:1", "mps")] == ["cpu", "cuda:1", "cpu"]

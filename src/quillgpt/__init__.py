@@ -2,13 +2,14 @@
 
     import quillgpt
 
-    config = quillgpt.load_recipe("debug", steps=50)     # a recipe's settings, some of them changed
+    config = quillgpt.load_recipe("debug", steps=50)     # the settings of a recipe, some of them changed
     outcome = quillgpt.train(config)                     # prepares the data, trains, saves in runs/debug
     model, tokenizer = quillgpt.load_model(outcome.run)
     print(quillgpt.generate(model, tokenizer, "def", max_new_tokens=100)[0])
 
-Names are imported when they are first used, so that `import quillgpt` is quick and needs no torch. What a user can
-mend is a `quillgpt.errors.QuillError`, whose text is one line.
+Names are imported when they are first used, so `import quillgpt` is quick and does not load torch. An error that the
+user can fix is a `quillgpt.errors.QuillError` with a message of one line. Messages of the library go to the logger
+"quillgpt".
 """
 
 import importlib
@@ -19,27 +20,27 @@ if TYPE_CHECKING:
     from quillgpt.config import ModelConfig as ModelConfig
     from quillgpt.config import RunConfig as RunConfig
     from quillgpt.model.gpt import GPT as GPT
-    from quillgpt.sample.generate import generate as generate
-    from quillgpt.sample.prepare import prepared as prepared
+    from quillgpt.sample.engine import generate as generate
+    from quillgpt.sample.optimize import optimize_for_inference as optimize_for_inference
     from quillgpt.tokenizer import load_tokenizer as load_tokenizer
-    from quillgpt.train.recipe import load_recipe as load_recipe
+    from quillgpt.training import load_recipe as load_recipe
+    from quillgpt.training.loop import train as train
 
 PUBLIC = {
     "GPT": "quillgpt.model.gpt",
     "ModelConfig": "quillgpt.config",
     "RunConfig": "quillgpt.config",
-    "generate": "quillgpt.sample.generate",
+    "generate": "quillgpt.sample.engine",
     "load_model": "quillgpt.checkpoint",
-    "load_recipe": "quillgpt.train.recipe",
+    "load_recipe": "quillgpt.training",
     "load_tokenizer": "quillgpt.tokenizer",
-    "prepared": "quillgpt.sample.prepare",
+    "optimize_for_inference": "quillgpt.sample.optimize",
+    "train": "quillgpt.training.loop",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for."""
-    if name == "train":  # the folder, which is callable
-        return importlib.import_module("quillgpt.train")
+    """Import a public name when it is first used."""
     if name not in PUBLIC:
         raise AttributeError(f"module 'quillgpt' has no attribute {name!r}; it has {', '.join(__dir__())}")
     return getattr(importlib.import_module(PUBLIC[name]), name)
@@ -47,4 +48,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The public names."""
-    return sorted([*PUBLIC, "train"])
+    return sorted(PUBLIC)

@@ -1,10 +1,11 @@
-"""What can go wrong in a way the user can mend: each error is one clear line and one exit code."""
+"""Errors that the user can fix: each has a one-line message (what, where, got, expected, remedy) and an exit code."""
 
 import difflib
+import importlib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -21,22 +22,24 @@ EXIT_CODES = {
     76: "a check did not pass",
     130: "interrupted (Ctrl-C); saved where there was something to save",
 }
+TYPE_NAMES: dict[type, str] = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+MAX_SHOWN, MAX_NAME = 80, 100  # characters; a longer name is not a typo, and comparing it takes time
 
 
 class QuillError(Exception):
-    """Base of the errors that are shown without a traceback; the message says what, where, got, expected, remedy."""
+    """Base of the errors that are shown without a traceback."""
 
     exit_code = 1
 
 
 class ConfigError(QuillError):
-    """A setting, flag, recipe key or value that does not exist or does not fit the others."""
+    """A setting, flag, recipe key or value that is unknown, invalid, or in conflict with another."""
 
     exit_code = 2
 
 
 class DataError(QuillError):
-    """Text, shards or a tokenizer that cannot be used as they are."""
+    """Text, shards or a tokenizer that cannot be used."""
 
     exit_code = 65
 
@@ -48,7 +51,7 @@ class CheckpointError(QuillError):
 
 
 class ExportError(QuillError):
-    """An export that, read back, is not the model it was made from; nothing of it was left behind."""
+    """An export that differs from its model when it is read back; it was deleted."""
 
     exit_code = 65
 
@@ -60,7 +63,7 @@ class NonFiniteError(QuillError):
 
 
 class OutOfMemory(QuillError):
-    """The machine's memory does not hold the model and its batch."""
+    """The model and its batch do not fit into memory."""
 
     exit_code = 71
 
@@ -84,7 +87,7 @@ class Stopped(QuillError):
 
 
 class CheckError(QuillError):
-    """What was computed in two ways differs by more than the tolerance, or cannot be compared."""
+    """A check did not pass, or two computations of the same thing differ by more than the tolerance."""
 
     exit_code = 76
 
@@ -96,8 +99,8 @@ class Interrupted(QuillError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean NAME?)` for the known name closest to a misspelt one, or nothing when none is close."""
-    if len(name) > 100:  # comparing takes time, and it is no slip of the finger
+    """Return ` (did you mean NAME?)` with the known name closest to a misspelt one, or "" if none is close."""
+    if len(name) > MAX_NAME:
         return ""
     candidates = {entry.replace("-", "_").lower(): entry for entry in known}
     matches = difflib.get_close_matches(name.replace("-", "_").lower(), candidates, n=1, cutoff=0.6)
@@ -108,18 +111,19 @@ def pick(menu: Mapping[str, T], name: str, setting: str) -> T:
     """Return the menu's entry of that name; a `ConfigError` names the setting, the nearest entry and all entries."""
     if name in menu:
         return menu[name]
-    raise ConfigError(
-        f"{setting} = {shown(name)} does not exist{nearest(name, menu)}; choose one of: {', '.join(menu)}"
-    )
+    raise ConfigError(f"invalid {setting}: {shown(name)}{nearest(name, menu)}; choose one of: {', '.join(menu)}")
 
 
-TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+def require(setting: str, value: object, holds: bool, expected: str) -> None:
+    """Raise a `ConfigError` that names the setting, its value and what is expected, unless the condition holds."""
+    if not holds:
+        raise ConfigError(f"invalid {setting}: {shown(value)} (must be {expected})")
 
 
-def check_type(setting: str, value: object, wanted: type) -> None:
-    """Refuse a value of another type (whole numbers are numbers), NaN, infinity, more than 64 bits, unusable text."""
-    if type(value) is not wanted and not (wanted is float and type(value) is int):
-        raise ConfigError(f"{setting} = {shown(value)} is not {TYPE_NAMES[wanted]}")
+def check_type(setting: str, value: object, expected: type) -> None:
+    """Refuse a value of another type (an integer is a number), NaN, infinity, > 64 bits, NUL, lone surrogates."""
+    is_type = type(value) is expected or (expected is float and type(value) is int)
+    require(setting, value, is_type, TYPE_NAMES[expected])
     if isinstance(value, str):
         require(setting, value, not re.search(r"[\0\ud800-\udfff]", value), "text in UTF-8, without NUL")
     if isinstance(value, int):
@@ -128,15 +132,18 @@ def check_type(setting: str, value: object, wanted: type) -> None:
         require(setting, value, math.isfinite(value), "a finite number")
 
 
-def require(setting: str, value: object, holds: bool, expected: str) -> None:
-    """Raise a `ConfigError` that names setting, value and what is expected, unless it holds."""
-    if not holds:
-        raise ConfigError(f"{setting} = {shown(value)} is not possible: expected {expected}")
-
-
 def shown(value: object) -> str:
-    """A value on part of a line, whatever its size."""
+    """Return the value as part of a line, shortened if it is long."""
     if isinstance(value, int) and value.bit_length() > 64:
         return f"a number of {value.bit_length():,} bits"
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+def import_optional(module: str, *, extra: str) -> Any:
+    """Import a module of an optional package; a `ConfigError` names the extra that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise ConfigError(f"{package} is not installed: pip install 'quillgpt[{extra}]'") from None

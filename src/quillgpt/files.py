@@ -1,8 +1,8 @@
 """All file output: atomic writes, fsync, rename, locks. No other module opens a file for writing (a test checks it).
 
-What is committed is complete: content goes to a temporary name beside the target, is flushed to the disk, and appears
-under its own name by one rename. Writes are plain `write` calls, because a memory-mapped write on a full disk kills
-the process with SIGBUS. A failure raises `DiskError` with the path and the space left, and removes what was begun.
+A file or directory is written under a temporary name next to the target, synced, and then renamed, so what exists
+under its own name is complete. Writes are `write` calls: a memory-mapped write on a full disk kills the process with
+SIGBUS. A failure raises a `DiskError` with the path and the free space, and removes the temporary file.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from quillgpt.errors import DiskError, LockedError
 
 try:
     import fcntl
-except ImportError:  # Windows has no flock; the lock file then only records who runs
+except ImportError:  # Windows has no flock; the lock file only names the process
     fcntl = None  # type: ignore[assignment]
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -31,7 +31,7 @@ CHUNK_BYTES = 1 << 22
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` of the block into a `DiskError` that names the path, the reason and the remedy."""
+    """Raise an `OSError` of the block as a `DiskError` that names the path, the reason and the remedy."""
     try:
         yield
     except OSError as error:
@@ -49,7 +49,7 @@ def _remedy(error: OSError, path: Path) -> str:
 
 
 class HashedFile:
-    """A file being written once, front to back: `write(bytes)`, with `sha256` (hex) and `size` (bytes) so far."""
+    """A file that is written once from front to back; `size` is the number of bytes so far."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -57,7 +57,7 @@ class HashedFile:
         self.size = 0
 
     def write(self, content: bytes | memoryview) -> None:
-        """Append the content; large content goes out in chunks, so that hashing and writing share the cache."""
+        """Append the content, in chunks, so that hashing and writing share the CPU's cache."""
         view = memoryview(content).cast("B")
         for start in range(0, len(view), CHUNK_BYTES):
             chunk = view[start : start + CHUNK_BYTES]
@@ -67,24 +67,24 @@ class HashedFile:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of everything written so far."""
+        """Hex digest of the content so far."""
         return self._hash.hexdigest()
 
 
 @contextlib.contextmanager
 def written_file(path: Path) -> Iterator[HashedFile]:
-    """Open a new file for writing; when the block ends well it is on the disk, otherwise it is gone."""
-    with disk_errors(path), _synced_or_gone(path) as file:
+    """Open a new file for writing; after the block it is synced, after an error in the block it is deleted."""
+    with disk_errors(path), _synced_file(path) as file:
         yield file
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[HashedFile]:
-    """Write a file that replaces `path` by one rename when the block ends well; until then `path` stays as it was."""
+    """Open a temporary file for writing; it replaces `path` by one rename when the block ends without an error."""
     with disk_errors(path):
         make_directory(path.parent)
         temporary = _temporary(path)
-        with _synced_or_gone(temporary) as file:
+        with _synced_file(temporary) as file:
             yield file
         try:
             os.replace(temporary, path)
@@ -95,22 +95,22 @@ def atomic_file(path: Path) -> Iterator[HashedFile]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content with the text (UTF-8), atomically."""
+    """Write the text (UTF-8) to a file atomically."""
     with atomic_file(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a file's content with the value as indented JSON, atomically; NaN and infinity are refused."""
+    """Write the value as indented JSON to a file atomically; NaN and infinity are a `ValueError`."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
 def atomic_directory(path: Path, *, replaces: bool = False) -> Iterator[Path]:
-    """Yield a temporary directory that becomes `path` by one rename when the block ends well.
+    """Yield a temporary directory that is renamed to `path` when the block ends without an error.
 
-    `path` must not exist, or be empty. With `replaces` it may: it stays as it was until the new one is complete, and
-    then steps aside. The files inside are expected to be written by `written_file`, which syncs them.
+    `path` must not exist, or be empty, unless `replaces`: then the old directory stays until the new one is complete.
+    Files in the directory should be written with `written_file`, which syncs them.
     """
     with disk_errors(path):
         make_directory(path.parent)
@@ -130,23 +130,23 @@ def atomic_directory(path: Path, *, replaces: bool = False) -> Iterator[Path]:
 
 
 def _exchange(new: Path, path: Path) -> None:
-    """Put a directory in another's place and delete that one; where the first fails, the old one is back.
+    """Replace the directory `path` by `new` and delete the old one; after a failed rename, the old one is restored.
 
-    Between the two renames the old one is beside its place, under a name that a user finds and nothing deletes.
+    Between the two renames the old directory has a name that no clean-up deletes, so that a user can restore it.
     """
-    aside = path.with_name(f"{path.name}.replaced-{uuid.uuid4().hex[:8]}")
-    os.replace(path, aside)
+    old = path.with_name(f"{path.name}.replaced-{uuid.uuid4().hex[:8]}")
+    os.replace(path, old)
     try:
         os.replace(new, path)
     except BaseException:
-        os.replace(aside, path)
+        os.replace(old, path)
         raise
     _sync_directory(path.parent)
-    remove_directory(aside)
+    remove_directory(old)
 
 
 def make_directory(path: Path) -> None:
-    """Create a directory and its parents, lastingly; a file in the way or a read-only place is a `DiskError`."""
+    """Create a directory and its parents, and sync them; a file of that name or a read-only disk is a `DiskError`."""
     with disk_errors(path):
         missing = [folder for folder in [path, *path.parents] if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
@@ -155,19 +155,19 @@ def make_directory(path: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a log; the caller decides whether a `DiskError` matters to it."""
+    """Append one line to a log."""
     with disk_errors(path), path.open("ab") as file:
         file.write(line.encode() + b"\n")
 
 
 def remove_file(path: Path) -> None:
-    """Delete a file where it exists."""
+    """Delete a file if it exists."""
     with disk_errors(path):
         path.unlink(missing_ok=True)
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory; by one rename it becomes a leftover, so that an interrupted deletion is finished later."""
+    """Delete a directory; it is first renamed, so that `remove_leftovers` finishes an interrupted deletion."""
     with disk_errors(path):
         leftover = _temporary(path)
         os.replace(path, leftover)
@@ -175,7 +175,7 @@ def remove_directory(path: Path) -> None:
 
 
 def remove_leftovers(directory: Path, *, of: str = "") -> None:
-    """Delete what an interrupted write left in a directory (names with the temporary prefix), of one name or of all."""
+    """Delete temporary files and directories of interrupted writes in a directory; `of`: only those of this name."""
     with disk_errors(directory):
         for leftover in directory.glob(TEMPORARY_PREFIX + (f"{glob.escape(of)}-????????" if of else "*")):
             if leftover.is_dir() and not leftover.is_symlink():
@@ -186,13 +186,13 @@ def remove_leftovers(directory: Path, *, of: str = "") -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the directory's lock for the length of the block; a second holder gets a `LockedError` naming the first.
+    """Hold the directory's lock during the block; if another process holds it, a `LockedError` names that process.
 
-    The kernel releases the lock when the process dies, so that no stale lock survives a kill.
+    The kernel releases the lock when the process ends, so there are no stale locks.
     """
     path = directory / ".lock"
     with disk_errors(path):
-        file = path.open("a+b", buffering=0)  # a buffer that a full disk refuses would be tried again on closing
+        file = path.open("a+b", buffering=0)  # a buffer that cannot be written would be tried again on closing
     with file:
         with disk_errors(path):
             try:
@@ -218,7 +218,7 @@ def _temporary(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _synced_or_gone(path: Path) -> Iterator[HashedFile]:
+def _synced_file(path: Path) -> Iterator[HashedFile]:
     file = path.open("wb")
     try:
         with file:

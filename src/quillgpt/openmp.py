@@ -1,10 +1,10 @@
-"""How torch's threads wait for each other, which can be said only before torch is loaded.
+"""How long torch's idle OpenMP threads spin before they sleep; it has to be set before torch is loaded.
 
-A training step of a small network is a thousand short parallel pieces, and a token that is generated a hundred. By
-default a thread that is done spins for milliseconds until the others are; where another program takes a core for a
-moment, all of them spin through its time slice, in every piece: two threads on two cores were measured to drop to a
-tenth of one thread's speed. Spinning briefly keeps it; spinning too briefly costs a fifth of the speed on a quiet
-machine, where threads fall asleep in the gaps between two pieces. So how long depends on the machine (docs/speed.md).
+A training step of a small network is a thousand short parallel regions. By default a thread that is done spins for
+milliseconds until the others are done. Where another program uses a core, all threads spin through its time slices:
+two threads on two cores were measured at a tenth of the speed of one. Short spinning avoids this, but on an idle
+machine it costs a fifth of the speed, because threads fall asleep between regions. So the spin count depends on the
+load of the machine (docs/speed.md).
 """
 
 import os
@@ -12,33 +12,31 @@ import sys
 import time
 from pathlib import Path
 
-SPINS_WHEN_QUIET, SPINS_WHEN_BUSY = "10000", "1000"
-"""turns of the waiting loop, some hundred and some ten microseconds; GNU's OpenMP has 300,000 by itself"""
-CORES_FOR_ONE = 8
-"""so many cores bear another program that computes without being called busy; fewer bear none"""
-LOOKS, SECONDS_BETWEEN = 3, 0.002
+SPINS_WHEN_QUIET, SPINS_WHEN_BUSY = "10000", "1000"  # about 100 and 10 microseconds; the default is 300,000
+CORES_PER_OTHER_THREAD = 8  # one other running thread for this many cores does not make a machine busy
+SAMPLES, SECONDS_BETWEEN = 3, 0.002
 USERS_OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 LOAD = Path("/proc/loadavg")
 
 
 def spin_briefly() -> None:
-    """Set it for the libgomp that torch will bring, unless torch is loaded or the user has said how to wait."""
+    """Set the spin count of torch's libgomp, unless torch is already loaded or the user has set one."""
     if "torch" not in sys.modules and not any(name in os.environ for name in USERS_OWN):
         os.environ["GOMP_SPINCOUNT"] = SPINS_WHEN_BUSY if is_busy() else SPINS_WHEN_QUIET
 
 
 def is_busy() -> bool:
-    """Whether other programs compute right now, at every one of a few looks; where that is not told, no."""
-    for look in range(LOOKS):
-        if look:
+    """Whether other programs are computing, in each of a few samples; False where the load cannot be read."""
+    for sample in range(SAMPLES):
+        if sample:
             time.sleep(SECONDS_BETWEEN)
-        if running_threads() - 1 <= (os.cpu_count() or 1) // CORES_FOR_ONE:  # this process is one of them
+        if running_threads() - 1 <= (os.cpu_count() or 1) // CORES_PER_OTHER_THREAD:  # one is this process
             return False
     return True
 
 
 def running_threads() -> int:
-    """Threads of this machine that use or want a core in this moment; 1 where that cannot be read."""
+    """Threads of this machine that are running or ready to run; 1 where that cannot be read."""
     try:
         return int(LOAD.read_text().split()[3].split("/")[0])  # as in "0.20 0.18 0.12 1/80 11206"
     except (OSError, ValueError, IndexError):

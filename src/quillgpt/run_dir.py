@@ -1,8 +1,9 @@
-"""A run on disk: where its files are, and how a command finds the run it means.
+"""A run on disk: its paths, its settings as a file, and its metrics.
 
-runs/NAME/ holds config.toml, environment.json, metrics.jsonl, checkpoints/step-000400/, samples/ and evaluations/.
+runs/NAME/ has config.toml, environment.json, metrics.jsonl, checkpoints/step-000400/, samples/ and evaluations/.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -32,19 +33,19 @@ class RunDirectory:
 
 
 def config_toml(config: RunConfig) -> str:
-    """The settings as asked for, as a recipe file; without `out`, so that repeating it makes another run."""
+    """Return the settings as a recipe file; without `out`, so that training by it makes another run."""
     tables = {group: dataclasses.asdict(getattr(config, group)) for group in GROUPS}
     del tables["train"]["out"]
     return tomli_w.dumps(tables)
 
 
 def runs_in(runs: Path = RUNS) -> set[Path]:
-    """The runs in a directory that have saved something."""
+    """The runs in a directory that have a checkpoint."""
     return {path.parents[2] for path in runs.glob("*/checkpoints/[!.]*/manifest.json")}
 
 
 def newest_run(runs: Path = RUNS) -> Path:
-    """The run that was saved last; a `CheckpointError` says how to make one."""
+    """The run that saved a checkpoint last; a `CheckpointError` says how to make one."""
     candidates = runs_in(runs)
     if not candidates:
         raise CheckpointError(f"no run in {runs}/; train one first, for example `quill train python --minutes 2`")
@@ -52,7 +53,7 @@ def newest_run(runs: Path = RUNS) -> Path:
 
 
 def append_metrics(path: Path, line: Mapping[str, object]) -> bool:
-    """Append one line of metrics; non-finite numbers become strings. A full disk loses the line and returns False."""
+    """Append one line of metrics; non-finite numbers become strings. Return False if the line cannot be written."""
     content = {key: _as_json(value) for key, value in line.items()}
     try:
         files.append_line(path, json.dumps(content, allow_nan=False))
@@ -68,21 +69,15 @@ def _as_json(value: object) -> object:
 
 
 def read_metrics(path: Path) -> list[dict[str, object]]:
-    """All complete lines of a metrics file, in order; a torn last line is left out."""
-    if not path.exists():
-        return []
+    """All complete lines of a metrics file, in order; [] without a file."""
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            lines.append(record)
-    return lines
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):  # an incomplete line
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines after a step, so that a continued run has every step once."""
+    """Delete the lines after a step, so that a resumed run has every step once."""
     kept = [line for line in read_metrics(path) if isinstance(line.get("step"), int) and int(str(line["step"])) <= step]
     files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

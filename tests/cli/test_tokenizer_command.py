@@ -1,6 +1,7 @@
-"""`quill tokenizer train` and `quill tokenizer inspect` as a user sees them."""
+"""`quill tokenizer train` and `quill tokenizer inspect`: what they print and save, and their errors."""
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,24 +43,15 @@ def test_train_saves_what_auto_tokenizer_loads(folder: Path, capsys: pytest.Capt
     assert ours.fingerprint[:12] in printed
 
 
-def test_train_into_a_json_file_writes_only_that_file(folder: Path) -> None:
-    main(["train", "--source=text", "--vocab_size=262", "--out=mine.json"])
+def test_train_says_where_it_saved_and_reads_only_the_documents(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["train", "--source=text", "--vocab_size=260", "--documents", "1", "--out=mine.json"])
+    assert "learned from 59 bytes of text" in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir()] == ["mine.json"], "a .json file is the only file"
+    assert load_tokenizer("mine.json").vocab_size == 260
 
-    assert [path.name for path in folder.iterdir()] == ["mine.json"]
-    assert load_tokenizer("mine.json").vocab_size == 262
-
-
-def test_train_without_out_says_where_it_saved(folder: Path, capsys: pytest.CaptureFixture) -> None:
     main(["train", "--source", "shakespeare", "--tokenizer", "character"])
-
     assert "saved as tokenizers/shakespeare-character/tokenizer.json" in capsys.readouterr().out
     assert load_tokenizer("tokenizers/shakespeare-character").encode(" ,") == [0, 1]
-
-
-def test_train_on_the_first_documents_reads_no_more(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    main(["train", "--source", "text", "--vocab-size", "260", "--documents", "1"])
-
-    assert "learned from 59 bytes of text" in capsys.readouterr().out
 
 
 def test_train_does_not_replace_the_tokenizer_of_prepared_data(folder: Path) -> None:
@@ -71,141 +63,91 @@ def test_train_does_not_replace_the_tokenizer_of_prepared_data(folder: Path) -> 
     assert not (folder / "data" / "tokenizer.json").exists()
 
 
-def test_inspect_cuts_the_text_at_its_tokens_without_colour(capsys: pytest.CaptureFixture) -> None:
-    main(["inspect", "naïve\nx", "--tokenizer", "byte"])
+def inspected(capsys: pytest.CaptureFixture, *words: str) -> list[str]:
+    """The lines of `quill tokenizer inspect`."""
+    main(["inspect", *words])
+    return capsys.readouterr().out.splitlines()
 
-    lines = capsys.readouterr().out.splitlines()
+
+def test_inspect_splits_text_files_and_standard_input_at_the_tokens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    lines = inspected(capsys, "naïve\nx", "--tokenizer", "byte")
     assert lines[:3] == ["byte  8 tokens", r"n│a│\xc3│\xaf│v│e│\n", "x"]
+    rows = [line.split() for line in inspected(capsys, "hé", "--tokenizer", "byte", "--ids")[1:5]]
+    assert rows == [["id", "bytes", "token"], ["104", "68", "h"], ["195", "c3", r"\xc3"], ["169", "a9", r"\xa9"]]
+    (folder / "book.txt").write_bytes(b"once\r\n" * 1000)
+    lines = inspected(capsys, "FILE:book.txt", "--tokenizer", "byte", "--tokens", "6")
+    assert lines[:3] == ["byte  the first 6 of 6,000 tokens", r"o│n│c│e│\r│\n", ""]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("né".encode())))
+    assert inspected(capsys, "-", "--tokenizer", "byte")[1] == r"n│\xc3│\xa9"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert inspected(capsys, "-", "--tokenizer", "byte")[-1].split() == ["byte", "257", "0", "-", "-"]
 
 
 def test_inspect_compares_tokenizers_in_a_table(folder: Path, capsys: pytest.CaptureFixture) -> None:
     main(["train", "--source", "text", "--vocab-size", "270", "--out", "mine"])
     capsys.readouterr()
 
-    main(["inspect", SENTENCE, "--tokenizer", "byte", "--tokenizer", "mine"])
+    header, first, second = inspected(capsys, SENTENCE, "--tokenizer", "byte", "--tokenizer", "mine")[-3:]
 
     count = len(load_tokenizer("mine").encode(SENTENCE))
-    header, first, second = capsys.readouterr().out.splitlines()[-3:]
     assert header.split() == ["tokenizer", "vocabulary", "tokens", "bytes/token", "characters/token"]
     assert first.split() == ["byte", "257", "53", "1.00", "1.00"]
     assert second.split() == ["mine", "270", str(count), f"{53 / count:.2f}", f"{53 / count:.2f}"]
 
 
-def test_inspect_lists_ids_and_bytes(capsys: pytest.CaptureFixture) -> None:
-    main(["inspect", "hé", "--tokenizer", "byte", "--ids"])
-
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:5]]
-    assert rows == [["id", "bytes", "token"], ["104", "68", "h"], ["195", "c3", r"\xc3"], ["169", "a9", r"\xa9"]]
-
-
-def test_inspect_reads_a_file_and_shows_its_beginning(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    (folder / "book.txt").write_bytes(b"once\r\n" * 1000)
-
-    main(["inspect", "FILE:book.txt", "--tokenizer", "byte", "--tokens", "6"])
-
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == ["byte  the first 6 of 6,000 tokens", r"o│n│c│e│\r│\n", ""]
-
-
-def test_inspect_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("né".encode())))
-
-    main(["inspect", "-", "--tokenizer", "byte"])
-
-    assert capsys.readouterr().out.splitlines()[1] == r"n│\xc3│\xa9"
-
-
-def test_inspect_of_nothing_counts_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
-
-    main(["inspect", "-", "--tokenizer", "byte"])
-
-    assert capsys.readouterr().out.splitlines()[-1].split() == ["byte", "257", "0", "-", "-"]
-
-
-@pytest.mark.parametrize("control", ["\x1b[31m", "\a", "\u202e", "\x9b2J"])
-def test_inspect_never_sends_control_characters_to_the_terminal(control: str, capsys: pytest.CaptureFixture) -> None:
-    main(["inspect", f"a{control}b", "--tokenizer", "byte", "--ids"])
-    main(["inspect", f"a{control}b", "--tokenizer", "byte"])
-
-    assert control[0] not in capsys.readouterr().out
-
-
-def test_a_colour_terminal_shows_neighbours_in_different_colours() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, color_system="256", width=40, no_color=False)
-
-    (line,) = token_lines([b"a", b" b", b"c"], console)
-
-    assert line.plain == "a bc"
-    assert len({str(span.style) for span in line.spans}) == 3
-
-
-@pytest.mark.parametrize("colours", ["standard", None])
-def test_a_terminal_of_few_colours_shows_bars(colours: str | None) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, color_system=colours, width=40)
-
-    (line,) = token_lines([b"a", b" b", b"c"], console)
-
-    assert line.plain in ("a│ b│c", "a| b|c")
-
-
-def test_lines_break_between_tokens_and_fit_the_width() -> None:
-    tokens = ["狐狸".encode(), b" fox"] * 20
-    console = Console(file=io.StringIO(), width=30)
-
-    lines = token_lines(tokens, console)
-
-    assert max(line.cell_len for line in lines) <= 30
-    assert "".join(line.plain for line in lines).replace("│", "") == "狐狸 fox" * 20
-
-
-def test_visible_keeps_what_can_be_read() -> None:
+def test_inspect_never_sends_control_characters_to_the_terminal(capsys: pytest.CaptureFixture) -> None:
+    for control in ("\x1b[31m", "\a", "\u202e", "\x9b2J"):
+        for flags in ([], ["--ids"]):
+            assert control[0] not in "".join(inspected(capsys, f"a{control}b", "--tokenizer", "byte", *flags))
     assert visible("größe 狐 [bold]".encode()) == "größe 狐 [bold]"
     assert visible(b"\xe7\x8b") == r"\xe7\x8b"
 
 
-def test_a_file_that_is_not_utf8_names_the_place(folder: Path) -> None:
+def test_tokens_differ_in_colour_or_are_separated_by_bars_and_lines_fit_the_width() -> None:
+    def lines(tokens: list[bytes], colours: str | None, width: int) -> list:
+        console = Console(file=io.StringIO(), force_terminal=True, color_system=colours, width=width, no_color=False)
+        return token_lines(tokens, console)
+
+    (line,) = lines([b"a", b" b", b"c"], "256", 40)
+    assert line.plain == "a bc"
+    assert len({str(span.style) for span in line.spans}) == 3
+    for colours in ("standard", None):
+        (line,) = lines([b"a", b" b", b"c"], colours, 40)
+        assert line.plain in ("a│ b│c", "a| b|c")
+    many = lines(["狐狸".encode(), b" fox"] * 20, None, 30)
+    assert max(line.cell_len for line in many) <= 30
+    assert "".join(line.plain for line in many).replace("│", "") == "狐狸 fox" * 20
+
+
+def test_a_mistake_is_one_line(folder: Path) -> None:
     (folder / "latin.txt").write_bytes(b"caf\xe9")
-
-    with pytest.raises(DataError, match=r"latin.txt is not UTF-8: byte 0xe9 at offset 3"):
-        main(["inspect", "FILE:latin.txt", "--tokenizer", "byte"])
-
-
-WRONG = {
-    "a misspelt command": (["inspct"], "did you mean inspect"),
-    "a misspelt tokenizer": (["inspect", "x", "--tokenizer", "bite"], "did you mean byte"),
-    "a misspelt flag": (["train", "--vocab-sise", "300"], "did you mean --vocab-size"),
-    "a size too small": (["train", "--vocab-size", "256"], "at least 257"),
-    "a size that is no number": (["train", "--vocab-size", "many"], "many"),
-    "a tokenizer that does not learn": (["train", "--tokenizer", "gpt2"], "ready-made"),
-    "an unknown tokenizer": (["train", "--tokenizer", "bpr"], "did you mean bpe"),
-    "a negative number of tokens": (["inspect", "x", "--tokens", "-1"], "at least 0"),
-    "a file that is not there": (["inspect", "FILE:absent.txt", "--tokenizer", "byte"], "absent.txt"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_mistake_is_one_line(name: str, folder: Path) -> None:
-    arguments, message = WRONG[name]
-
-    with pytest.raises((ConfigError, DataError)) as raised:
-        main(arguments)
-
-    assert message in str(raised.value)
-    assert "\n" not in str(raised.value)
+    for line, message in {
+        "inspct": "did you mean inspect",
+        "inspect x --tokenizer bite": "did you mean byte",
+        "train --vocab-sise 300": "did you mean --vocab-size",
+        "train --vocab-size 256": "at least 257",
+        "train --vocab-size many": "many",
+        "train --tokenizer gpt2": "ready-made",
+        "train --tokenizer bpr": "did you mean bpe",
+        "inspect x --tokens -1": "invalid --tokens: -1 (must be >= 0)",
+        "inspect FILE:absent.txt --tokenizer byte": "'absent.txt': cannot be read: No such file",
+        "inspect FILE:a\0b --tokenizer byte": "cannot be read: embedded null byte",
+        "inspect FILE:latin.txt --tokenizer byte": "latin.txt is not UTF-8: byte 0xe9 at offset 3",
+    }.items():
+        with pytest.raises((ConfigError, DataError)) as raised:
+            main(line.split())
+        assert message in str(raised.value)
+        assert "\n" not in str(raised.value)
 
 
-def test_a_terminal_without_unicode_gets_escapes_and_no_crash() -> None:
-    command = [sys.executable, "-m", "quillgpt", "tokenizer", "inspect", "狐 a", "--tokenizer", "byte"]
-
-    shown = subprocess.run(command, capture_output=True, env={"PYTHONIOENCODING": "ascii"}, text=True, check=True)
-
-    assert shown.stdout.splitlines()[1] == r"\xe7|\x8b|\x90| |a"
-
-
-def test_help_and_parsing_load_neither_torch_nor_a_tokenizer_library() -> None:
-    program = "import sys, quillgpt.cli.tokenizer as t; t.main([]); print(*sys.modules)"
-
-    modules = subprocess.check_output([sys.executable, "-c", program], text=True).split()
-
-    assert not {"torch", "tiktoken", "tokenizers", "numpy", "transformers"} & set(modules)
+def test_without_unicode_there_are_escapes_and_the_help_loads_no_library() -> None:
+    program = "import sys, quillgpt.cli.tokenizer as t; t.main([]); print(*sys.modules)\n"
+    program += "t.main(['inspect', '狐 a', '--tokenizer', 'byte'])"
+    command, environment = [sys.executable, "-c", program], {**os.environ, "PYTHONIOENCODING": "ascii"}
+    *_, modules, _, tokens = (
+        subprocess.check_output(command, env=environment, text=True).split("the text:")[0].split("\n")[:-2]
+    )
+    assert tokens == r"\xe7|\x8b|\x90| |a"
+    assert not {"torch", "tiktoken", "tokenizers", "numpy", "transformers"} & set(modules.split())

@@ -1,169 +1,109 @@
-"""`prepare` writes the same bytes however often it is killed, and holds out what the rules say."""
+"""`prepare` writes the same bytes however often it is killed, and splits documents as the rules say."""
 
 import errno
 import hashlib
 import io
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from small_corpora import END, byte_config, corpus, digests, documents, read_split, read_tokens
 
 from quillgpt import files
-from quillgpt.config import DataConfig
-from quillgpt.data import disk_space, document, encode
+from quillgpt.config import DataConfig, meanings
+from quillgpt.data import document, encode, write_shards
 from quillgpt.data import prepare as prepare_module
-from quillgpt.data.encode_worker import main as worker_main
-from quillgpt.data.manifest import MANIFEST, WORK, Manifest
-from quillgpt.data.nanogpt_files import write_nanogpt_files
-from quillgpt.data.prepare import prepare
-from quillgpt.data.sources import SOURCES, open_source, split_texts, training_texts
-from quillgpt.data.text_to_shards import Means
-from quillgpt.data.token_dataset import TokenDataset, load_data_tokenizer
-from quillgpt.errors import ConfigError, DataError, DiskError, LockedError, OutOfMemory, QuillError
+from quillgpt.data.dataset import TokenDataset, load_data_tokenizer
+from quillgpt.data.prepare import data_directory, prepare, prepare_command
+from quillgpt.data.shards import MANIFEST, WORK, write_nanogpt_files
+from quillgpt.data.sources import SOURCES, open_source, training_texts
+from quillgpt.data.sources.files import FileSource, find_files
+from quillgpt.errors import ConfigError, DataError, DiskError, LockedError, OutOfMemory
 from quillgpt.tokenizer import load_tokenizer, train_tokenizer
 
-END = 256
+SMALL = {"vocab_size": 0, "shard_tokens": 3000, "processes": 1}
 
 
-def write_lines(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
+def small_corpus(folder: Path, **settings) -> DataConfig:
+    return corpus(folder, documents(120), **settings)
 
 
-def documents(count: int = 300) -> list[str]:
-    return [f"Document {i}: " + "word " * (i % 17) + "é end.\r\n" for i in range(count)]
+def test_documents_are_validation_by_the_hash_of_their_bytes_so_duplicates_stay_together(tmp_path: Path) -> None:
+    prepare(corpus(tmp_path, documents() * 2), vocab_size=0, out=tmp_path / "data", shard_tokens=2000)
+    contents = [text.encode() for text in documents() * 2]
+    validation = [content for content in contents if int(hashlib.sha256(content).hexdigest()[:16], 16) / 2**64 < 0.05]
+    assert read_split(tmp_path / "data", "val") == validation
+    assert read_split(tmp_path / "data", "train") == [content for content in contents if content not in validation]
 
 
-def corpus(folder: Path, texts: list[str] | None = None, **settings) -> DataConfig:
-    path = write_lines(folder / "corpus.jsonl", documents() if texts is None else texts)
-    return DataConfig(**({"source": "jsonl", "path": str(path), "tokenizer": "byte"} | settings))
+def test_documents_that_a_hash_cannot_split_are_cut_at_nine_tenths_of_their_characters(tmp_path: Path) -> None:
+    """Too few of them, or all equal."""
+    for number, texts in enumerate([documents(1), documents(2), documents(99), ["the same text"] * 200]):
+        out = tmp_path / str(number)
+        prepare(corpus(tmp_path / "in", texts), vocab_size=0, out=out)
+        text = "".join(texts)
+        cut = len(text) * 9 // 10
+        assert b"".join(read_split(out, "train")).decode() == text[:cut], len(texts)
+        assert b"".join(read_split(out, "val")).decode() == text[cut:], len(texts)
 
 
-def read_split(directory: Path, split: str) -> list[bytes]:
-    """The documents of a split, from its shards."""
-    found = []
-    for shard in TokenDataset.open(directory, split).shards:
-        parts = np.split(np.asarray(shard.tokens), shard.document_ends[:-1])
-        found += [part.tolist() for part in parts]
-    assert all(tokens[-1] == END for tokens in found)
-    return [bytes(tokens[:-1]) for tokens in found]
+def test_a_tokenizer_is_trained_on_exactly_the_training_split(tmp_path: Path) -> None:
+    for count in (40, 300):
+        config, out = corpus(tmp_path / "in", documents(count)), tmp_path / str(count)
+        prepare(config, vocab_size=0, out=out)
+        assert [text.encode() for text in training_texts(config)] == read_split(out, "train")
+    for name in ("bpe", "character"):
+        config = corpus(tmp_path / "in", ["".join(documents(90)) + "ÿÿÿÿ" * 10], tokenizer=name)
+        prepare(config, vocab_size=280, out=tmp_path / name)
+        assert "ÿ" not in "".join(training_texts(config))
+        expected = train_tokenizer(name, training_texts(config), 280)
+        assert load_data_tokenizer(tmp_path / name).fingerprint == expected.fingerprint
 
 
-def digests(directory: Path) -> dict[str, str]:
-    """Every file of a directory by its hash; the lock says who ran last."""
-    return {path.name: files.file_sha256(path) for path in sorted(directory.iterdir()) if path.name != ".lock"}
-
-
-def test_documents_are_held_out_by_the_hash_of_their_bytes(tmp_path: Path) -> None:
-    prepare(corpus(tmp_path), vocab_size=0, out=tmp_path / "data", shard_tokens=2000)
-    held_out = [
-        text.encode() for text in documents() if int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) / 2**64 < 0.05
-    ]
-    assert read_split(tmp_path / "data", "val") == held_out
-    assert read_split(tmp_path / "data", "train") == [
-        text.encode() for text in documents() if text.encode() not in held_out
-    ]
-
-
-def test_exact_duplicates_stay_on_one_side(tmp_path: Path) -> None:
-    prepare(corpus(tmp_path, documents() * 3), vocab_size=0, out=tmp_path / "data")
-    train, val = (set(read_split(tmp_path / "data", split)) for split in ("train", "val"))
-    assert not train & val
-    assert len(train | val) == 300
-
-
-@pytest.mark.parametrize("count", [1, 2, 99])
-def test_few_documents_are_cut_at_nine_tenths_of_their_characters(count: int, tmp_path: Path) -> None:
-    texts = documents(count)
-    prepare(corpus(tmp_path, texts), vocab_size=0, out=tmp_path / "data")
-    text = "".join(texts)
-    cut = len(text) * 9 // 10
-    assert b"".join(read_split(tmp_path / "data", "train")).decode() == text[:cut]
-    assert b"".join(read_split(tmp_path / "data", "val")).decode() == text[cut:]
-
-
-def test_many_equal_documents_are_cut_by_position_because_a_hash_cannot_split_them(tmp_path: Path) -> None:
-    manifest = prepare(corpus(tmp_path, ["the same text"] * 200), vocab_size=0, out=tmp_path / "data")
-    assert manifest.total("val", "text_bytes") == 260
-
-
-@pytest.mark.parametrize("count", [40, 300])
-def test_a_tokenizer_learns_from_exactly_the_training_split(count: int, tmp_path: Path) -> None:
-    config = corpus(tmp_path, documents(count))
-    prepare(config, vocab_size=0, out=tmp_path / "data")
-    assert [text.encode() for text in training_texts(config)] == read_split(tmp_path / "data", "train")
-    assert [text.encode() for text in split_texts(config, "val")] == read_split(tmp_path / "data", "val")
-
-
-@pytest.mark.parametrize("name", ["bpe", "character"])
-def test_a_trained_tokenizer_has_never_seen_held_out_text(name: str, tmp_path: Path) -> None:
-    config = corpus(tmp_path, ["".join(documents(90)) + "ÿÿÿÿ" * 10], tokenizer=name)
-    prepare(config, vocab_size=280, out=tmp_path / "data")
-    tokenizer = load_data_tokenizer(tmp_path / "data")
-    expected = train_tokenizer(name, training_texts(config), 280)
-    assert "ÿ" not in "".join(training_texts(config))
-    assert tokenizer.fingerprint == expected.fingerprint
-
-
-def test_the_limit_takes_the_first_documents(tmp_path: Path) -> None:
-    prepare(corpus(tmp_path, documents=120), vocab_size=0, out=tmp_path / "data")
+def test_the_first_documents_are_taken_and_empty_ones_counted_and_left_out(tmp_path: Path) -> None:
+    config = corpus(tmp_path, ["", *documents(), ""], documents=121)
+    assert prepare(config, vocab_size=0, out=tmp_path / "data").empty_documents == 1
     found = read_split(tmp_path / "data", "train") + read_split(tmp_path / "data", "val")
-    assert set(found) == {text.encode() for text in documents(120)}
+    assert sorted(found) == sorted(text.encode() for text in documents(120))
 
 
-def test_empty_documents_are_left_out_and_counted(tmp_path: Path) -> None:
-    manifest = prepare(corpus(tmp_path, ["", *documents(), ""]), vocab_size=0, out=tmp_path / "data")
-    assert manifest.empty_documents == 2
-    assert sum(manifest.total(split, "documents") for split in ("train", "val")) == 300
-
-
-@pytest.mark.parametrize("name", ["bpe", "byte", "character"])
-def test_a_long_document_cut_into_pieces_gives_the_tokens_of_the_whole(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_long_document_cut_into_chunks_has_the_tokens_of_the_uncut_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = " ".join(f"He said: 'it's {i}'  \n\n\tnaïve—{'x' * (i % 40)}" for i in range(400))
-    monkeypatch.setattr(document, "PIECE_CHARACTERS", 500)
+    monkeypatch.setattr(document, "CHUNK_CHARACTERS", 500)
     monkeypatch.setattr(document, "CUT_SEARCH_CHARACTERS", 300)
-    config = corpus(tmp_path, [text], tokenizer=name)
-    prepare(config, vocab_size=300, out=tmp_path / "data", shard_tokens=3000)
-    tokenizer = load_data_tokenizer(tmp_path / "data")
-    shards = TokenDataset.open(tmp_path / "data", "train").shards
-    tokens = np.concatenate([shard.tokens for shard in shards])
-    assert len(shards) > 1
-    assert tokens.tolist() == [*tokenizer.encode(text[: len(text) * 9 // 10]), tokenizer.end_of_text]
+    for name in ("bpe", "byte", "character"):
+        out = tmp_path / name
+        prepare(corpus(tmp_path / "in", [text], tokenizer=name), vocab_size=300, out=out, shard_tokens=3000)
+        tokenizer = load_data_tokenizer(out)
+        assert len(TokenDataset.open(out, "train").shards) > 1
+        expected = [*tokenizer.encode(text[: len(text) * 9 // 10]), tokenizer.end_of_text]
+        assert read_tokens(out, "train") == expected, name
 
 
-@pytest.mark.parametrize("block", [1, 7, 4096])
-def test_where_a_document_is_cut_does_not_depend_on_how_it_is_read(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document, "PIECE_CHARACTERS", 100)
+def test_where_a_document_is_cut_does_not_depend_on_how_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document, "CHUNK_CHARACTERS", 100)
     monkeypatch.setattr(document, "CUT_SEARCH_CHARACTERS", 50)
     text = "some words, " * 50 + "9" * 250 + "\nand more words " * 20
-    pieces = list(document.cut(text[start : start + block] for start in range(0, len(text), block)))
-    assert pieces == list(document.cut([text]))
-    assert "".join(piece.text for piece in pieces) == text
-    assert [piece.ends_document for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-
-
-def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "BATCH_BYTES", 1000)
-    config = corpus(tmp_path)
-    for processes in (1, 3):
-        means = Means(processes=processes)
-        prepare(config, vocab_size=0, out=tmp_path / f"data{processes}", shard_tokens=2000, means=means)
-    assert digests(tmp_path / "data1") == digests(tmp_path / "data3")
+    for size in (1, 7, 4096):
+        chunks = list(document.chunked(text[start : start + size] for start in range(0, len(text), size)))
+        assert chunks == list(document.chunked([text])), size
+        assert "".join(chunk.text for chunk in chunks) == text
+        assert [chunk.ends_document for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
 
 
 class Failpoint:
-    """Counts the file operations of `files.py` and lets one of them fail; nothing waits for the disk meanwhile."""
+    """Counts the file operations of `files.py` and lets one of them fail; none of them waits for the disk."""
 
     def __init__(self, patch: pytest.MonkeyPatch, at: int, fail: Callable[[], None]) -> None:
         self.count = 0
@@ -201,15 +141,8 @@ class Failpoint:
         return real(path, mode, **rest)
 
 
-SMALL = {"vocab_size": 0, "shard_tokens": 2500, "means": Means(processes=1)}
-
-
-def small_corpus(folder: Path) -> DataConfig:
-    return corpus(folder, documents(120))
-
-
-def exit_code_when_killed_at(operation: int, config: DataConfig, out: Path) -> int:
-    """Prepare in a fork that ends without a word at that file operation; 0 when it was done before."""
+def is_killed_at(operation: int, config: DataConfig, out: Path) -> bool:
+    """Prepare in a fork that is killed at that file operation; False if it finished before."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -219,13 +152,32 @@ def exit_code_when_killed_at(operation: int, config: DataConfig, out: Path) -> i
             code = 0
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 9
 
 
+def full_disk() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def is_disk_full_at(operation: int, config: DataConfig, out: Path) -> bool:
+    """Prepare with a disk that is full at that file operation; False if it finished before."""
+    with pytest.MonkeyPatch().context() as patch:
+        Failpoint(patch, operation, full_disk)
+        try:
+            prepare(config, out=out, **SMALL)
+        except DiskError:
+            assert not list(out.glob(f"{files.TEMPORARY_PREFIX}*")), operation
+            return True
+    return False
+
+
+@pytest.mark.parametrize("is_interrupted_at", [is_killed_at, is_disk_full_at])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_killed_at_any_file_operation_and_run_again_it_writes_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_interrupted_at_any_file_operation_and_run_again_it_writes_the_same_bytes(
+    is_interrupted_at: Callable[[int, DataConfig, Path], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_corpus(tmp_path)
     prepare(config, out=tmp_path / "straight", **SMALL)
@@ -233,173 +185,115 @@ def test_killed_at_any_file_operation_and_run_again_it_writes_the_same_bytes(
     assert len(expected) >= 6  # several shards: there is something to continue with
     assert WORK not in expected
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    operation = 0
-    code = 9
-    while code == 9:
+    operation, is_interrupted = 0, True
+    while is_interrupted:
         operation += 1
-        out = tmp_path / f"killed{operation}"
-        code = exit_code_when_killed_at(operation, config, out)
+        out = tmp_path / str(operation)
+        is_interrupted = is_interrupted_at(operation, config, out)
         prepare(config, out=out, **SMALL)
-        assert digests(out) == expected, f"killed at operation {operation}"
-        shutil.rmtree(out)
-    assert code == 0
-    assert operation > 50
-
-
-def full_disk() -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_full_disk_at_any_file_operation_is_one_error_and_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = small_corpus(tmp_path)
-    prepare(config, out=tmp_path / "straight", **SMALL)
-    expected = digests(tmp_path / "straight")
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    operation, failed = 0, True
-    while failed:
-        operation += 1
-        out = tmp_path / f"full{operation}"
-        with monkeypatch.context() as patch:
-            point = Failpoint(patch, operation, full_disk)
-            failed = False
-            try:
-                prepare(config, out=out, **SMALL)
-            except DiskError:
-                failed = True
-        assert not list(out.glob(f"{files.TEMPORARY_PREFIX}*")), f"operation {point.count}"
-        prepare(config, out=out, **SMALL)
-        assert digests(out) == expected, f"disk full at operation {operation}"
+        assert digests(out) == expected, f"interrupted at operation {operation}"
         shutil.rmtree(out)
     assert operation > 50
 
 
-def test_a_continued_run_encodes_only_what_no_shard_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_corpus(tmp_path)
-    out = tmp_path / "data"
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_notes", lambda tally: pytest.fail("stopped after the last shard"))
-        with pytest.raises(pytest.fail.Exception):
-            prepare(config, out=out, **SMALL)
-    assert not (out / MANIFEST).exists()
-    monkeypatch.setattr(encode, "encode_piece", lambda *arguments: pytest.fail("encoded again"))
-    assert prepare(config, out=out, **SMALL).total("train", "documents") > 100
-
-
-def stopped_after(writes: int, config: DataConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prepare until so many shards are written."""
-    from quillgpt.data import shard_writer
-
-    real, count = shard_writer.write_shard, 0
+def stop_after(shards: int, config: DataConfig, out: Path) -> None:
+    """Prepare until that many shards are written."""
+    real, written = write_shards.write_shard, []
 
     def write_shard(*arguments, **options):
-        nonlocal count
-        count += 1
-        if count > writes:
+        if len(written) == shards:
             raise KeyboardInterrupt
+        written.append(arguments)
         return real(*arguments, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "write_shard", write_shard)
+    with pytest.MonkeyPatch().context() as patch:
+        patch.setattr(write_shards, "write_shard", write_shard)
         with pytest.raises(KeyboardInterrupt):
             prepare(config, out=out, **SMALL)
 
 
-@pytest.mark.parametrize("edit", ["changed", "shorter"])
-def test_text_that_changed_between_two_runs_is_noticed(
-    edit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stopped_after(2, small_corpus(tmp_path), tmp_path / "data", monkeypatch)
-    texts = documents(120) if edit == "changed" else documents(101)[:20]
-    texts[3] = "another text"
-    write_lines(tmp_path / "corpus.jsonl", texts)
-    with pytest.raises(DataError, match="the text is not the one that was begun with"):
-        prepare(corpus(tmp_path, texts), out=tmp_path / "data", **SMALL)
+def test_a_continued_run_encodes_only_what_no_shard_contains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, out = small_corpus(tmp_path), tmp_path / "data"
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_notes", lambda stats: pytest.fail("stopped after the last shard"))
+        with pytest.raises(pytest.fail.Exception):
+            prepare(config, out=out, **SMALL)
+    assert not (out / MANIFEST).exists()
+    monkeypatch.setattr(encode, "encode_chunk", lambda *arguments: pytest.fail("encoded again"))
+    assert prepare(config, out=out, **SMALL).total("train", "documents") > 100
 
 
-def test_other_settings_for_a_finished_directory_are_refused_with_the_difference(tmp_path: Path) -> None:
-    prepare(corpus(tmp_path), vocab_size=0, out=tmp_path / "data")
-    with pytest.raises(ConfigError, match="tokenizer was 'byte', now 'character'; documents was 0, now 50"):
-        prepare(corpus(tmp_path, tokenizer="character", documents=50), vocab_size=0, out=tmp_path / "data")
+def test_text_that_changed_between_two_runs_is_noticed(tmp_path: Path) -> None:
+    for name, texts in {"changed": documents(120), "shorter": documents(20)}.items():
+        stop_after(2, small_corpus(tmp_path), tmp_path / name)
+        texts[3] = "another text"
+        with pytest.raises(DataError, match="the text is not the one that was begun with"):
+            prepare(corpus(tmp_path, texts), out=tmp_path / name, **SMALL)
 
 
-def test_other_settings_for_an_interrupted_directory_are_refused_when_shards_would_be_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = small_corpus(tmp_path)
-    stopped_after(1, config, tmp_path / "data", monkeypatch)
-    with pytest.raises(ConfigError, match="tokenizer was 'byte', now 'character'"):
-        prepare(DataConfig(source="jsonl", path=config.path, tokenizer="character"), out=tmp_path / "data", **SMALL)
-
-
-def test_other_settings_before_the_first_shard_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_corpus(tmp_path)
-    stopped_after(0, config, tmp_path / "data", monkeypatch)
-    assert (tmp_path / "data" / WORK).exists()
-    other = DataConfig(source="jsonl", path=config.path, tokenizer="character")
-    assert prepare(other, out=tmp_path / "data", **SMALL).tokenizer["name"] == "character"
+def test_other_settings_are_refused_with_the_difference_unless_there_is_no_shard_yet(tmp_path: Path) -> None:
+    config, other = small_corpus(tmp_path), small_corpus(tmp_path, tokenizer="character", documents=110)
+    prepare(config, out=tmp_path / "finished", **SMALL)
+    stop_after(1, config, tmp_path / "interrupted")
+    for name in ("finished", "interrupted"):
+        with pytest.raises(ConfigError, match="tokenizer was 'byte', now 'character'; documents was 0, now 110"):
+            prepare(other, out=tmp_path / name, **SMALL)
+    stop_after(0, config, tmp_path / "begun")
+    assert (tmp_path / "begun" / WORK).exists()
+    assert prepare(other, out=tmp_path / "begun", **SMALL).tokenizer["name"] == "character"
 
 
 def test_a_finished_directory_returns_at_once_even_without_its_source(tmp_path: Path) -> None:
-    config = corpus(tmp_path)
-    made = prepare(config, vocab_size=0, out=tmp_path / "data")
+    manifest = prepare(corpus(tmp_path, data=str(tmp_path / "data")), vocab_size=0, out=tmp_path / "data")
+    config = corpus(tmp_path, data="auto")  # the directory is not a setting of the data
     Path(config.path).unlink()
-    again = prepare(config, vocab_size=0, out=tmp_path / "data")
-    assert again == made
-    assert isinstance(again, Manifest)
+    assert prepare(config, vocab_size=0, out=tmp_path / "data") == manifest
 
 
-def test_where_the_data_are_placed_is_no_setting_of_theirs(tmp_path: Path) -> None:
-    prepare(corpus(tmp_path, data=str(tmp_path / "data")), vocab_size=0, out=tmp_path / "data")
-    prepare(corpus(tmp_path, data="auto"), vocab_size=0, out=tmp_path / "data")
-
-
-def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / ".tmp-notes").write_text("keep")
-    (tmp_path / "mine" / "thesis.tex").write_text("keep")
+def test_a_directory_with_other_files_or_in_use_is_left_alone(tmp_path: Path) -> None:
+    for name in ("mine", "busy"):
+        (tmp_path / name).mkdir()
+    for name in (".tmp-notes", "thesis.tex"):
+        (tmp_path / "mine" / name).write_text("keep")
     with pytest.raises(ConfigError, match="files in it that `quill prepare` did not make"):
         prepare(corpus(tmp_path), vocab_size=0, out=tmp_path / "mine")
     assert len(list((tmp_path / "mine").iterdir())) == 2
+    with files.locked(tmp_path / "busy"), pytest.raises(LockedError, match=f"process {os.getpid()}"):
+        prepare(corpus(tmp_path), vocab_size=0, out=tmp_path / "busy")
 
 
-def test_two_preparations_in_one_directory_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    with files.locked(tmp_path / "data"), pytest.raises(LockedError, match=f"process {os.getpid()}"):
-        prepare(corpus(tmp_path), vocab_size=0, out=tmp_path / "data")
-
-
-def test_a_disk_too_small_is_said_before_the_work(tmp_path: Path) -> None:
-    means = Means(disk_usage=lambda path: SimpleNamespace(free=1000))
+def test_a_disk_too_small_is_reported_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(DiskError, match=r"needs about 0 MB, 0 MB are free there; .*--documents"):
-        prepare(corpus(tmp_path), vocab_size=0, out=tmp_path / "data", means=means)
+        prepare(corpus(tmp_path), vocab_size=0, out=tmp_path / "data")
     assert not list((tmp_path / "data").glob("*.bin"))
 
 
 def test_the_estimate_of_size_is_near_the_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_space, "SAMPLE_BYTES", 4000)
-    config = corpus(tmp_path)
-    tokenizer = load_tokenizer("byte")
-    guess = disk_space.estimate(open_source(config), tokenizer, limit=0)
+    monkeypatch.setattr(write_shards, "SAMPLE_BYTES", 4000)
+    config, tokenizer = corpus(tmp_path), load_tokenizer("byte")
+    text_bytes, file_bytes = write_shards.estimate(open_source(config), tokenizer, limit=0)
     manifest = prepare(config, vocab_size=0, out=tmp_path / "data")
-    assert guess.file_bytes == pytest.approx(sum(manifest.total(s, "file_bytes") for s in ("train", "val")), rel=0.4)
-    assert disk_space.estimate(open_source(config), tokenizer, limit=150).text_bytes == pytest.approx(
-        guess.text_bytes / 2, rel=0.3
-    )
+    assert file_bytes == pytest.approx(sum(manifest.total(s, "file_bytes") for s in ("train", "val")), rel=0.4)
+    limited, _ = write_shards.estimate(open_source(config), tokenizer, limit=150)
+    assert limited == pytest.approx(text_bytes / 2, rel=0.3)
 
 
-def test_progress_counts_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_counts_every_byte_also_those_of_an_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(encode, "BATCH_BYTES", 1000)
-    states = []
-    means = Means(processes=1, progress=states.append)
-    prepare(corpus(tmp_path), vocab_size=0, out=tmp_path / "data", means=means)
-    done = [state.bytes_done for state in states]
-    assert done == sorted(done)
-    assert len(done) > 5
-    assert done[-1] == sum(len(text.encode()) for text in documents())
-    assert states[-1].documents == 300
-    assert all(state.bytes_total >= state.bytes_done and state.bytes_per_second > 0 for state in states)
+    config, size = small_corpus(tmp_path), sum(len(text.encode()) for text in documents(120))
+    stop_after(1, config, tmp_path / "data1")
+    for out in (tmp_path / "data0", tmp_path / "data1"):
+        calls: list[tuple[str, int, int]] = []
+        prepare(config, out=out, progress=lambda *call, calls=calls: calls.append(call), **SMALL)
+        descriptions, done, totals = zip(*calls, strict=True)
+        assert set(descriptions) == {"encoding bytes of text"}
+        assert list(done) == sorted(done)
+        assert len(done) > 3
+        assert (done[0] > 0, done[-1]) == (out.name == "data1", size)
+        assert all(total >= count for total, count in zip(totals, done, strict=True))
 
 
 def test_nanogpt_files_are_the_ids_of_all_documents_and_nothing_else(tmp_path: Path) -> None:
@@ -408,127 +302,158 @@ def test_nanogpt_files_are_the_ids_of_all_documents_and_nothing_else(tmp_path: P
     for split in ("train", "val"):
         expected = [token for text in read_split(tmp_path / "data", split) for token in [*text, END]]
         assert np.fromfile(tmp_path / "data" / f"{split}.bin", dtype="<u2").tolist() == expected
-
-
-def test_a_vocabulary_too_large_for_nanogpt_is_refused(tmp_path: Path) -> None:
-    prepare(corpus(tmp_path), vocab_size=0, out=tmp_path / "data")
     path = tmp_path / "data" / MANIFEST
     path.write_text(path.read_text().replace('"vocab_size": 257', '"vocab_size": 70000'))
     with pytest.raises(ConfigError, match="holds ids below 65,536"):
         write_nanogpt_files(tmp_path / "data")
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:
-    """A single line of 8 MB and one of 32 MB; whole documents in memory would differ by 24 MB and more."""
-    script = (
-        "import re, sys; from pathlib import Path; from quillgpt.config import DataConfig;"
-        "from quillgpt.data.prepare import prepare; from quillgpt.data.text_to_shards import Means;"
-        "prepare(DataConfig(source='text', path=sys.argv[1], tokenizer='byte'), vocab_size=0, out=Path(sys.argv[2]),"
-        "        shard_tokens=1 << 20, means=Means(processes=1));"
-        "print(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1])"  # ru_maxrss counts the parent
-    )
-    kilobytes = []
-    for megabytes in (8, 32):
-        path = tmp_path / f"{megabytes}.txt"
+def test_memory_does_not_grow_with_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single lines of 1 and 4 MB, with every buffer a sixteenth of its size; the text in memory would add 3 MB."""
+    for name in ("data.document.CHUNK_CHARACTERS", "data.sources.files.BLOCK_BYTES"):
+        monkeypatch.setattr(f"quillgpt.{name}", 1 << 16)
+    monkeypatch.setattr(encode, "BATCH_BYTES", 1 << 15)
+    monkeypatch.setattr(write_shards, "SAMPLE_BYTES", 1 << 16)
+    peaks = []
+    for megabytes in (1, 1, 4):  # the first run also loads modules
+        path = tmp_path / "text.txt"
         path.write_bytes(b"no line ends here " * (megabytes * 1_000_000 // 18))
-        command = [sys.executable, "-c", script, str(path), str(tmp_path / f"data{megabytes}")]
-        kilobytes.append(int(subprocess.run(command, capture_output=True, check=True, text=True).stdout))
-    assert kilobytes[1] - kilobytes[0] < 10_000
+        tracemalloc.start()
+        prepare(byte_config("text", path), vocab_size=0, out=tmp_path / f"{len(peaks)}", shard_tokens=1 << 16)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] - peaks[1] < 500_000
 
 
-def processes_of(parent: int) -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
+def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "BATCH_BYTES", 1000)
+    for processes in (1, 3):
+        prepare(corpus(tmp_path), vocab_size=0, out=tmp_path / str(processes), shard_tokens=2000, processes=processes)
+    assert digests(tmp_path / "1") == digests(tmp_path / "3")
 
 
-@pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps")
+def test_an_encoding_process_answers_or_reports_an_error_and_imports_no_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(load_tokenizer("byte").to_json())
+    request = io.BytesIO()
+    encode.send(request, bytes([1, 0]), b"ab", b"c")
+    command = [sys.executable, "-X", "importtime", "-m", "quillgpt.data.encode", str(tmp_path / "tokenizer.json")]
+    done = subprocess.run(command, input=request.getvalue(), capture_output=True)
+    tokens = [np.array(ids, dtype="<u2").tobytes() for ids in ([97, 98, END], [99])]
+    assert encode.receive(io.BytesIO(done.stdout)) == [encode.OK, *tokens]
+    assert b"quillgpt.data.shards" in done.stderr
+    assert b"torch" not in done.stderr
+
+    broken = SimpleNamespace(encode_array=lambda text: np.array([70_000]), end_of_text=1, vocab_size=300)
+    answer = io.BytesIO()
+    monkeypatch.setattr(encode, "load_tokenizer", lambda path: broken)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(request.getvalue())))
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=answer))
+    encode.main()
+    error = b"token 70000 is outside the vocabulary of 300 tokens; use the tokenizer it came from"
+    assert encode.receive(io.BytesIO(answer.getvalue())) == [error]
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_encoding_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path) -> None:
-    path = tmp_path / "long.txt"
-    path.write_bytes(b"word " * 8_000_000)
-    command = ["prepare", "text", "--path", str(path), "--tokenizer", "byte", "--processes", "2", "--out", "data"]
-    with subprocess.Popen([sys.executable, "-m", "quillgpt", *command], cwd=tmp_path, stderr=subprocess.DEVNULL) as run:
-        deadline = time.monotonic() + 20
-        while len(workers := processes_of(run.pid)) < 2:
-            assert time.monotonic() < deadline
-            assert run.poll() is None
-            time.sleep(0.05)
-        run.send_signal(signal.SIGKILL)
-    path.unlink()
-    while any(Path(f"/proc/{pid}").exists() or not _is_gone(pid) for pid in workers):
+    (tmp_path / "tokenizer.json").write_text(load_tokenizer("byte").to_json())
+    script = (
+        "import sys, time; from pathlib import Path; from quillgpt.data.encode import Worker;"
+        "workers = [Worker(Path(sys.argv[1]), 257) for _ in range(2)];"
+        "print(*(worker._process.pid for worker in workers), flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "tokenizer.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        workers = [int(process) for process in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while any(map(is_running, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def _is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
+def still_waiting(number: int, frame: object) -> None:
+    raise AssertionError("still waiting for an encoding process")
 
 
-@pytest.mark.parametrize(("signal_number", "kind"), [(signal.SIGKILL, OutOfMemory), (signal.SIGTERM, RuntimeError)])
-def test_an_encoding_process_that_dies_is_an_error_and_not_a_wait(
-    signal_number: int, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(encode, "BATCH_BYTES", 200)
-    started = []
-
-    class Dying(encode.Worker):
-        def __init__(self, *arguments) -> None:
-            super().__init__(*arguments)
-            self._process.send_signal(signal_number)
-            started.append(self)
-
-    monkeypatch.setattr(encode, "Worker", Dying)
-    with pytest.raises(kind, match="an encoding process ended unexpectedly"):
-        prepare(corpus(tmp_path), vocab_size=0, out=tmp_path / "data", means=Means(processes=2))
-    assert [worker._process.returncode for worker in started] == [-signal_number] * 2
-
-
-def test_ctrl_c_ends_a_preparation_with_encoding_processes_at_once(tmp_path: Path) -> None:
-    """In a process of its own, because what used to go wrong was to wait for ever."""
-    write_lines(tmp_path / "lines.jsonl", ["some words " * 20_000] * 100)
-    script = (
-        "import signal; from pathlib import Path; from quillgpt.config import DataConfig;"
-        "from quillgpt.data import encode; from quillgpt.data.prepare import prepare;"
-        "from quillgpt.data.text_to_shards import Means;"
-        "encode.BATCH_BYTES = 1000; config = DataConfig(source='jsonl', path='lines.jsonl', tokenizer='byte');"
-        "means = Means(processes=3, progress=lambda state: signal.raise_signal(signal.SIGINT));"
-        "prepare(config, vocab_size=0, out=Path('data'), means=means)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=30)
-    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
-
-
-def test_an_error_in_an_encoding_process_is_the_error_of_the_preparation(
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs SIGALRM")
+def test_an_encoding_process_that_dies_or_ctrl_c_ends_the_preparation_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker's loop, run here with a tokenizer whose ids do not fit its vocabulary."""
-    piece = b"some text"
-    request = io.BytesIO()
-    encode.send(request, bytes([1]), piece)
-    request.seek(0)
-    answer = io.BytesIO()
-    broken = SimpleNamespace(encode_array=lambda text: np.array([70_000]), end_of_text=1, vocab_size=300)
-    monkeypatch.setattr("quillgpt.data.encode_worker.load_tokenizer", lambda path: broken)
-    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=request))
-    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=answer))
-    worker_main()
-    answer.seek(0)
-    assert encode.receive(answer) == [
-        b"token 70000 is outside the vocabulary of 300 tokens; use the tokenizer it came from"
-    ]
+    """What went wrong was to wait forever, which an alarm ends."""
+    monkeypatch.setattr(encode, "BATCH_BYTES", 200)
+    started: list[encode.Worker] = []
+
+    class Dying(encode.Worker):
+        signal = 0
+
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
+            self._process.send_signal(self.signal)
+            started.append(self)
+
+    def interrupt(description: str, done: int, total: int) -> None:
+        if done and not Dying.signal:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(encode, "Worker", Dying)
+    former = signal.signal(signal.SIGALRM, still_waiting)
+    signal.alarm(60)
+    try:
+        for number, kind in [(signal.SIGKILL, OutOfMemory), (signal.SIGTERM, RuntimeError), (0, KeyboardInterrupt)]:
+            Dying.signal = number
+            started.clear()
+            with pytest.raises(kind) as caught:  # which also keeps the frames, as a traceback does
+                prepare(corpus(tmp_path), vocab_size=0, out=tmp_path / "data", processes=2, progress=interrupt)
+            assert not number or "an encoding process ended unexpectedly" in str(caught.value)
+            assert [worker._process.returncode for worker in started] == [-(number or signal.SIGKILL)] * 2
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, former)
 
 
-@pytest.mark.parametrize("error", [ConfigError, DataError, DiskError, LockedError])
-def test_every_error_of_a_preparation_is_one_that_the_user_can_mend(error: type) -> None:
-    assert issubclass(error, QuillError)
+class Letters(FileSource):
+    """A new source: what its file and its line in SOURCES would be."""
+
+    description = "letters"
+    licence = "CC0"
+    val_fraction = 0.1
+    has_subsets = True
+
+    def __init__(self, config: DataConfig) -> None:
+        self.files = find_files(config.path, source="letters")
+
+    def documents(self, stats):
+        for line in self.files[0].read_text().splitlines():
+            yield [line]
+
+    @classmethod
+    def download_size(cls, config: DataConfig) -> str:
+        return "" if config.path else "26 GB of letters"
 
 
-def test_every_source_has_a_line_in_the_settings() -> None:
-    from quillgpt.config import meanings
+def test_a_new_source_is_a_class_and_a_line_in_the_menu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "letters", Letters)
+    (tmp_path / "letters.txt").write_text("\n".join(documents(400)))
+    config = DataConfig(source="letters", path=str(tmp_path / "letters.txt"), tokenizer="bpe", subset="a")
+    manifest = prepare(config, vocab_size=300, out=tmp_path / "data")
+    assert (manifest.licence, manifest.settings["subset"]) == ("CC0", "a")
+    assert manifest.validation == "10.000% of the documents, by SHA-256"
+    names = {data_directory(DataConfig(source="letters", subset=subset), 300).name for subset in "ab"}
+    assert len(names) == 2
+    assert "quill prepare letters --tokenizer bpe --vocab-size 300" in prepare_command(config, 300)
 
+
+def test_the_help_of_the_setting_names_every_source() -> None:
     assert meanings()["source"] == f"text source: {', '.join(SOURCES)}"

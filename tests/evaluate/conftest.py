@@ -1,18 +1,18 @@
-"""What the tests of the tasks share: a small model that tells candidates apart, and files of every task."""
+"""A small model that clearly prefers some candidates, and files of every task."""
 
 from pathlib import Path
 
 import pytest
-import task_files
 import torch
 
 from quillgpt.config import ModelConfig
 from quillgpt.model.gpt import GPT
+from task_files import write_tasks
 
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    """For bytes, in float64; weights so large that candidates differ by much more than rounding."""
+    """Tokens are bytes, in float64; weights so large that candidates differ by much more than rounding."""
     torch.manual_seed(1)
     model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=160, vocab_size=257, dropout=0.5)).double()
     with torch.no_grad():
@@ -22,7 +22,7 @@ def model() -> GPT:
     return model.eval()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with twelve items of each task."""
-    return task_files.write_tasks(tmp_path_factory.mktemp("tasks"), count=12)
+    return write_tasks(tmp_path_factory.mktemp("tasks"))

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness over our models: its scores of the small files are ours, its questions are answered rightly."""
+"""lm-evaluation-harness with our models gives our scores of the small files, and correct answers to its questions."""
 
 import json
 import math
@@ -9,32 +9,34 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import task_files
 import torch
 from torch.nn import functional as F
 
 from quillgpt.errors import ConfigError
-from quillgpt.evaluate import harness_library
-from quillgpt.evaluate.harness import HarnessModel, rolling_requests, run_harness
+from quillgpt.evaluate import harness
+from quillgpt.evaluate.harness import HarnessModel, rolling_requests, score_harness
 from quillgpt.evaluate.likelihood import Likelihood, likelihoods
-from quillgpt.evaluate.score import TaskResult, score_task
-from quillgpt.evaluate.tasks import TASKS, Task
+from quillgpt.evaluate.results import Result, score_task
+from quillgpt.evaluate.tasks import TASKS
+from quillgpt.evaluate.tasks.task import Item, subset
 from quillgpt.model.gpt import GPT
-from quillgpt.sample.generate import generate
+from quillgpt.sample.engine import generate
 from quillgpt.tokenizer import load_tokenizer
+from task_files import FILES, lines, write_archive
 
 pytest.importorskip("lm_eval")
-TOKENIZER = load_tokenizer("byte")
-OURS = {task.name: task for task in TASKS.values() if task.harness_name}
+BYTE = load_tokenizer("byte")
+OURS = [task for task in TASKS.values() if task.harness_name]
 METRICS = {"accuracy": "acc", "accuracy_norm": "acc_norm", "perplexity": "perplexity"}
+LIMIT = 9
 
 
 @dataclass
 class Run:
-    """What the harness found, what it asked and was answered, and whether it touched the random states."""
+    """The results of the harness, its questions with their answers, and whether the random states are unchanged."""
 
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    asked: dict[tuple[str, str], Likelihood] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)
+    answers: dict[tuple[str, str], Likelihood] = field(default_factory=dict)
     random_states_are_equal: bool = False
 
 
@@ -45,70 +47,63 @@ def random_states() -> tuple[object, ...]:
 
 @pytest.fixture(scope="module")
 def run(model: GPT, folder: Path) -> Run:
-    """HellaSwag by itself, then all others."""
-    answer, run, before = HarnessModel.continuations, Run(), random_states()
+    """HellaSwag alone, then all others."""
+    continuations, run, before = HarnessModel.continuations, Run(), random_states()
 
-    def noted(self: HarnessModel, pairs: list[tuple[str, str]]) -> list[Likelihood]:
-        found = answer(self, pairs)
-        run.asked |= dict(zip(pairs, found, strict=True))
+    def recorded(self: HarnessModel, pairs: list[tuple[str, str]]) -> list[Likelihood]:
+        found = continuations(self, pairs)
+        run.answers |= dict(zip(pairs, found, strict=True))
         return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("DISABLE_MULTIPROC", "1")
-        patch.setattr(HarnessModel, "continuations", noted)
-        names = [task.harness_name for task in OURS.values()]
+        patch.setattr(HarnessModel, "continuations", recorded)
+        names = [task.harness_name for task in OURS]
         for some in (["hellaswag"], [name for name in names if name != "hellaswag"]):
-            run.scores |= run_harness(some, model, TOKENIZER, data_dir=folder, limit=9)
+            for result in score_harness(some, model, BYTE, directory=folder, limit=LIMIT):
+                run.results[result.task.name.removeprefix("harness-")] = result
     run.random_states_are_equal = before == random_states()
     return run
 
 
-def ours(task: Task, model: GPT, folder: Path) -> TaskResult:
-    return score_task(task, model, TOKENIZER, directory=folder, limit=9)
+def texts_of(items: list[Item]) -> list[tuple[str, str]]:
+    return [(one.context, one.continuation) for item in items for one in item.candidates]
 
 
-@pytest.mark.parametrize("task", OURS.values(), ids=OURS)
-def test_the_harness_s_scores_are_ours(task: Task, run: Run, model: GPT, folder: Path) -> None:
-    expected, found = ours(task, model, folder), run.scores[task.harness_name]
-    assert {METRICS[metric] for metric in expected.scores} <= set(found)
-    for metric, score in expected.scores.items():
-        assert found[METRICS[metric]] == pytest.approx(score, rel=1e-12)
-        if metric != "perplexity":  # the harness draws samples for it
-            assert found[f"{METRICS[metric]}_stderr"] == pytest.approx(expected.standard_errors[metric], rel=1e-12)
-    assert found.get("perplexity_stderr", 1.0) > 0
+def test_the_scores_of_the_harness_are_ours(run: Run, model: GPT, folder: Path) -> None:
+    for task in OURS:
+        expected = score_task(task, model, BYTE, directory=folder, limit=LIMIT)
+        found = run.results[task.harness_name]
+        assert {METRICS[metric] for metric in expected.scores} <= set(found.scores)
+        for metric, score in expected.scores.items():
+            assert found.scores[METRICS[metric]] == pytest.approx(score, rel=1e-12), (task.name, metric)
+            error = found.standard_errors[METRICS[metric]]
+            if metric == "perplexity":  # the harness resamples for it
+                assert error > 0
+            else:
+                assert error == pytest.approx(expected.standard_errors[metric], rel=1e-12), (task.name, metric)
 
 
-def test_hellaswag_is_exactly_the_same_item_by_item(run: Run, model: GPT, folder: Path) -> None:
+def test_every_likelihood_of_hellaswag_is_ours(run: Run, model: GPT, folder: Path) -> None:
     task = TASKS["hellaswag-harness"]
-    expected, found = ours(task, model, folder), run.scores["hellaswag"]
-    assert found["acc"] == expected.scores["accuracy"]
-    assert found["acc_norm"] == expected.scores["accuracy_norm"]
-    assert 0 < found["acc"] < 1
-    items = harness_library.subset(task.read(folder), 9)
-    pairs = [(one.context, one.continuation) for item in items for one in item.candidates]
-    likelihood_of = likelihoods(model, [task.encode(TOKENIZER, *pair) for pair in pairs])
+    expected = score_task(task, model, BYTE, directory=folder, limit=LIMIT).scores
+    assert run.results["hellaswag"].scores == {"acc": expected["accuracy"], "acc_norm": expected["accuracy_norm"]}
+    assert 0 < expected["accuracy"] < 1
+    pairs = texts_of(subset(task.read(folder), LIMIT))
     assert len(pairs) == 36
-    assert [run.asked[pair] for pair in pairs] == likelihood_of
+    found = likelihoods(model, [task.encode(BYTE, *pair) for pair in pairs])
+    assert [run.answers[pair] for pair in pairs] == found
 
 
 def test_the_harness_asks_about_the_texts_of_our_items(run: Run, folder: Path) -> None:
-    pairs = {
-        (one.context, one.continuation)
-        for task in OURS.values()
-        for item in harness_library.subset(task.read(folder), 9)
-        for one in item.candidates
-    }
-    assert pairs == set(run.asked)
+    assert {pair for task in OURS for pair in texts_of(subset(task.read(folder), LIMIT))} == set(run.answers)
 
 
-def test_the_harness_touches_no_random_state(run: Run) -> None:
+def test_no_random_state_changes(run: Run) -> None:
     assert run.random_states_are_equal
-
-
-def test_what_draws_random_numbers_in_between_leaves_no_trace() -> None:
     before = random_states()
-    with harness_library.kept_random_states():
+    with harness.kept_random_states():
         random.random()
         np.random.rand()
         torch.rand(1)
@@ -116,8 +111,8 @@ def test_what_draws_random_numbers_in_between_leaves_no_trace() -> None:
     assert random_states() == before
 
 
-WRITTEN = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
-ASKED = {
+TEXTS_TASK = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
+GENERATION_TASK = {
     "output_type": "generate_until",
     "doc_to_text": "{{text}}",
     "doc_to_target": "{{answer}}",
@@ -126,41 +121,32 @@ ASKED = {
 }
 
 
-def test_tasks_of_whole_texts_and_of_generated_text_run_too(model: GPT, tmp_path: Path) -> None:
+def test_tasks_of_texts_and_of_generated_text_run_too(model: GPT, tmp_path: Path) -> None:
     from lm_eval.tasks import TaskManager
 
     model = model.float()
-    texts = ["one two three", "four " * 90, "naïve 🙂"]
-    answers = generate_greedily(model, texts[:2], 7)
+    texts, greedy = ["one two three", "four " * 90, "naïve 🙂"], {"temperature": 0, "max_new_tokens": 7}
+    answers = [generate(model, BYTE, text[-153:], **greedy, stop=["\n", "zz"])[0] for text in texts[:2]]
     rows = [{"text": text, "answer": answer} for text, answer in zip(texts, [*answers, "wrong"], strict=True)]
-    (tmp_path / "rows.jsonl").write_text(task_files.lines(rows))
-    for name, settings in {"whole": WRITTEN, "generated": ASKED}.items():
+    (tmp_path / "rows.jsonl").write_text(lines(rows))
+    for name, settings in {"texts": TEXTS_TASK, "generated": GENERATION_TASK}.items():
         data = {"data_files": {"test": str(tmp_path / "rows.jsonl")}, "cache_dir": str(tmp_path / "cache")}
         definition = {"task": name, "dataset_path": "json", "dataset_kwargs": data, "test_split": "test"}
         definition |= {"metric_list": [{"metric": "bits_per_byte"}]} | settings
         (tmp_path / f"{name}.yaml").write_text(json.dumps(definition))
     tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    found = harness_library.evaluate(
-        HarnessModel(model=model, tokenizer=TOKENIZER), ["whole", "generated"], tasks, limit=0
-    )
+    found = harness.evaluate(HarnessModel(model=model, tokenizer=BYTE), ["texts", "generated"], tasks, limit=0)
     nats = sum(slow_loss(model, text) for text in texts)
     size = sum(len(text.encode()) for text in texts)
-    assert found["whole"]["bits_per_byte"] == pytest.approx(nats / size / math.log(2), rel=1e-5)
+    assert found["texts"]["bits_per_byte"] == pytest.approx(nats / size / math.log(2), rel=1e-5)
     assert found["generated"]["exact_match"] == pytest.approx(2 / 3)
     model.double()
-
-
-def generate_greedily(model: GPT, prompts: list[str], count: int) -> list[str]:
-    return [
-        generate(model, TOKENIZER, prompt[-(160 - count) :], max_new_tokens=count, temperature=0, stop=["\n", "zz"])[0]
-        for prompt in prompts
-    ]
 
 
 @torch.no_grad()
 def slow_loss(model: GPT, text: str) -> float:
     """Nats of all tokens: windows of 160 predictions, the last with as much context as the model can see."""
-    tokens = [TOKENIZER.end_of_text, *TOKENIZER.encode(text)]
+    tokens = [BYTE.end_of_text, *BYTE.encode(text)]
     nats = 0.0
     for start in range(1, len(tokens), 160):
         end = min(start + 160, len(tokens))
@@ -170,65 +156,51 @@ def slow_loss(model: GPT, text: str) -> float:
     return nats
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 8, 9, 11])
-def test_long_texts_are_cut_as_the_harness_cuts_them(count: int) -> None:
+def test_windows_of_long_texts_are_those_of_the_harness() -> None:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    tokens = list(range(10, 10 + count))
-    windows = map(make_disjoint_window, get_rolling_token_windows(tokens, prefix_token=0, max_seq_len=4, context_len=1))
-    found = rolling_requests(tokens, end_of_text=0, context_length=4)
-    assert [(list(one.context), list(one.continuation)) for one in found] == [(a, b) for a, b in windows]
-    assert [token for one in found for token in one.continuation] == tokens
+    for count in range(12):
+        tokens = list(range(10, 10 + count))
+        windows = get_rolling_token_windows(tokens, prefix_token=0, max_seq_len=4, context_len=1)
+        found = rolling_requests(tokens, end_of_text=0, context_length=4)
+        pairs = [(list(one.context), list(one.continuation)) for one in found]
+        assert pairs == [tuple(make_disjoint_window(window)) for window in windows]
+        assert [token for one in found for token in one.continuation] == tokens
 
 
-def answered(model: GPT, prompt: str, **settings: object) -> str:
-    return HarnessModel(model=model, tokenizer=TOKENIZER).answers([(prompt, settings)])[0]
+def test_generation_is_greedy_and_stops_at_a_string_or_the_most_tokens(model: GPT) -> None:
+    def answer(prompt: str, **settings: object) -> str:
+        return HarnessModel(model=model, tokenizer=BYTE).answer(prompt, settings)
 
-
-def test_generation_stops_before_the_first_stop_string_and_at_the_most_tokens(model: GPT) -> None:
-    whole = answered(model, "once", max_gen_toks=12)
-    assert whole == generate(model, TOKENIZER, "once", max_new_tokens=12, temperature=0)[0]
-    assert len(TOKENIZER.encode(answered(model, "once", until=[], max_gen_toks=3, do_sample=False))) <= 9
-    stop = whole[3]
-    assert answered(model, "once", until=[stop], max_gen_toks=12) == whole[: whole.index(stop)]
-    assert (
-        answered(model, "once", until=stop, max_gen_toks=12, do_sample=True, temperature=0)
-        == whole[: whole.index(stop)]
-    )
-
-
-def test_a_long_prompt_makes_room_for_the_answer(model: GPT) -> None:
-    prompt = "".join(chr(97 + number % 26) for number in range(400))
-    assert answered(model, prompt, max_gen_toks=10) == answered(model, prompt[-150:], max_gen_toks=10)
-    assert answered(model, prompt, max_gen_toks=500, until=["\n"]) is not None
-    assert answered(model, "", max_gen_toks=2) == generate(model, TOKENIZER, "", max_new_tokens=2, temperature=0)[0]
-
-
-def test_a_task_that_wants_sampled_text_is_refused(model: GPT) -> None:
+    full = answer("once", max_gen_toks=12)
+    assert full == generate(model, BYTE, "once", max_new_tokens=12, temperature=0)[0]
+    assert len(BYTE.encode(answer("once", until=[], max_gen_toks=3, do_sample=False))) <= 9
+    stop = full[3]
+    for settings in ({"until": [stop]}, {"until": stop, "do_sample": True, "temperature": 0}):
+        assert answer("once", max_gen_toks=12, **settings) == full[: full.index(stop)]
+    prompt = "".join(chr(97 + number % 26) for number in range(400))  # its end is kept, with room for the answer
+    assert answer(prompt, max_gen_toks=10) == answer(prompt[-150:], max_gen_toks=10)
+    assert isinstance(answer(prompt, max_gen_toks=500, until=["\n"]), str)
+    assert answer("", max_gen_toks=2) == generate(model, BYTE, "", max_new_tokens=2, temperature=0)[0]
     with pytest.raises(ConfigError, match="asks for sampled text; only greedy"):
-        answered(model, "once", do_sample=True, temperature=0.7)
+        answer("once", do_sample=True, temperature=0.7)
 
 
-def test_without_the_library_the_message_says_how_to_get_it(
-    model: GPT, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(harness_library, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'quillgpt\[harness\]'"):
-        run_harness(["hellaswag"], model, TOKENIZER, data_dir=folder)
-
-
-def test_an_unknown_task_is_refused_with_the_nearest_name(
+def test_a_missing_harness_and_unknown_tasks_are_refused(
     model: GPT, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = types.SimpleNamespace(task_index={"hellaswag": None, "wikitext": None})
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: known)  # finding all of them takes seconds
-    with pytest.raises(ConfigError, match=r"harness = 'wikitxt' does not exist \(did you mean wikitext\?\)"):
-        run_harness(["hellaswag", "wikitxt"], model, TOKENIZER, data_dir=folder)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: known)  # to find all tasks takes seconds
+    with pytest.raises(ConfigError, match=r"invalid harness: 'wikitxt' \(did you mean wikitext\?\)"):
+        score_harness(["hellaswag", "wikitxt"], model, BYTE, directory=folder)
+    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'quillgpt\[harness\]'"):
+        score_harness(["hellaswag"], model, BYTE, directory=folder)
 
 
-def test_only_data_that_is_there_is_taken_from_the_directory(folder: Path, tmp_path: Path) -> None:
-    assert harness_library.has_data("piqa", folder)
-    assert not harness_library.has_data("piqa", tmp_path)
-    assert not harness_library.has_data("wikitext", folder)
-    task_files.write_archive(tmp_path / TASKS["winogrande"].archive, task_files.FILES["winogrande"](3))
-    assert harness_library.has_data("winogrande", tmp_path)
+def test_a_directory_has_the_data_of_a_task_as_files_or_as_archive(folder: Path, tmp_path: Path) -> None:
+    assert all(harness.has_data(task.harness_name, folder) for task in OURS)
+    assert not harness.has_data("piqa", tmp_path)
+    assert not harness.has_data("wikitext", folder)
+    write_archive(tmp_path / TASKS["winogrande"].archive, FILES["winogrande"](3))
+    assert harness.has_data("winogrande", tmp_path)

@@ -1,4 +1,4 @@
-"""Attentions alone: what they compute, that they see nothing later, and that the last queries need no earlier ones."""
+"""The attention functions: what they compute, and that nothing flows from later positions."""
 
 import math
 from collections.abc import Callable
@@ -6,17 +6,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from quillgpt.config import ModelConfig
 from quillgpt.errors import ConfigError
 from quillgpt.model.attention import ATTENTION, attention_of, find_attention
 
 NAMES = [*ATTENTION, "gaussian-poly-6", "gaussian-poly-10"]
-every_attention = pytest.mark.parametrize("name", NAMES)
-every_shape = pytest.mark.parametrize(
-    ("new", "total", "head_size"), [(1, 1, 4), (7, 7, 4), (1, 7, 3), (5, 7, 8), (33, 33, 16), (2, 40, 5)]
-)
+SHAPES = [(1, 1, 4), (7, 7, 4), (6, 7, 4), (2, 7, 4), (1, 7, 3), (5, 7, 8), (33, 33, 16), (2, 40, 5)]  # T, S, D
 
 
 def random_heads(new: int, total: int, head_size: int, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,6 +21,10 @@ def random_heads(new: int, total: int, head_size: int, scale: float = 1.0) -> tu
     query, key, value = torch.randn(3, 2, 3, total, head_size, dtype=torch.float64, generator=generator)
     query, key = scale * query[:, :, total - new :], scale * key
     return query.clone().requires_grad_(), key.clone().requires_grad_(), value.clone().requires_grad_()
+
+
+def attend(name: str, *heads: Tensor, dropout: float = 0.0) -> Tensor:
+    return find_attention(name).function(*heads, dropout=dropout)
 
 
 def distances(query: Tensor, keys: Tensor) -> Tensor:
@@ -36,29 +36,18 @@ def scores(query: Tensor, keys: Tensor) -> Tensor:
     return torch.einsum("bhd,bhsd->bhs", query, keys) / math.sqrt(keys.shape[-1])
 
 
-def softmax(query: Tensor, keys: Tensor) -> Tensor:
-    weights = scores(query, keys).exp()
+def normalized(weights: Tensor) -> Tensor:
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
-def gaussian_normalized(query: Tensor, keys: Tensor) -> Tensor:
-    weights = torch.exp(-distances(query, keys))
-    return weights / weights.sum(dim=-1, keepdim=True)
-
-
-def power(query: Tensor, keys: Tensor) -> Tensor:
-    x = scores(query, keys)
+def power(x: Tensor) -> Tensor:
     y = (x / (x.abs().max(dim=-1, keepdim=True).values + 1e-6)).pow(4)
     return y / (1e-3 + y.sum(dim=-1, keepdim=True))
 
 
-def gelu(x: Tensor) -> Tensor:
-    return x * (1 + torch.erf(x / math.sqrt(2))) / 2
-
-
 POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda x: x.clamp(min=0),
-    "gelu": gelu,
+    "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
     "relu2": lambda x: x.clamp(min=0) ** 2,
     "silu": lambda x: x / (1 + torch.exp(-x)),
     "tanh": lambda x: (torch.exp(2 * x) - 1) / (torch.exp(2 * x) + 1),
@@ -68,157 +57,124 @@ POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def weights_by_the_formula(name: str, query: Tensor, keys: Tensor) -> Tensor:
+def weights_of_formula(name: str, query: Tensor, keys: Tensor) -> Tensor:
     """The weights of the keys that a query sees, (2, 3, S)."""
+    x, distance = scores(query, keys), distances(query, keys)
     if name.startswith("gaussian-poly-"):
         n = int(name.rpartition("-")[2])
-        return (1 - distances(query, keys) / n).pow(n)
+        return (1 - distance / n).pow(n)
     if name.startswith("pointwise-"):
-        return POINTWISE[name.partition("-")[2]](scores(query, keys)) / keys.shape[2]
-    if name == "gaussian":
-        return torch.exp(-distances(query, keys))
-    formulas = {"softmax": softmax, "explicit": softmax, "gaussian-normalized": gaussian_normalized, "power": power}
-    return formulas[name](query, keys)
+        return POINTWISE[name.partition("-")[2]](x) / keys.shape[2]
+    return {
+        "softmax": lambda: normalized(x.exp()),
+        "explicit": lambda: normalized(x.exp()),
+        "gaussian": lambda: torch.exp(-distance),
+        "gaussian-normalized": lambda: normalized(torch.exp(-distance)),
+        "power": lambda: power(x),
+    }[name]()
 
 
-def one_position_at_a_time(name: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def position_by_position(name: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Each position sums the values up to its own by their weights."""
-    new, total = query.shape[2], key.shape[2]
-    mixed = []
-    for i in range(new):
-        seen = total - new + i + 1
-        weights = weights_by_the_formula(name, query[:, :, i], key[:, :, :seen])
-        mixed.append(torch.einsum("bhs,bhsd->bhd", weights, value[:, :, :seen]))
-    return torch.stack(mixed, dim=2)
+    rows = []
+    for i in range(query.shape[2]):
+        seen = key.shape[2] - query.shape[2] + i + 1
+        weights = weights_of_formula(name, query[:, :, i], key[:, :, :seen])
+        rows.append(torch.einsum("bhs,bhsd->bhd", weights, value[:, :, :seen]))
+    return torch.stack(rows, dim=2)
 
 
-@every_attention
-@every_shape
-def test_values_and_gradients_are_those_of_the_formula(name: str, new: int, total: int, head_size: int) -> None:
-    heads, same_heads = random_heads(new, total, head_size), random_heads(new, total, head_size)
-    seen_through = torch.randn(2, 3, new, head_size, dtype=torch.float64)
+def test_values_and_gradients_are_those_of_the_formula(subtests: pytest.Subtests) -> None:
+    for name in NAMES:
+        for new, total, head_size in SHAPES:
+            with subtests.test(name, new=new, total=total, head_size=head_size):
+                heads, same_heads = random_heads(new, total, head_size), random_heads(new, total, head_size)
+                probe = torch.randn(2, 3, new, head_size, dtype=torch.float64)
+                out, expected = attend(name, *heads), position_by_position(name, *same_heads)
+                torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
+                (out * probe).sum().backward()
+                (expected * probe).sum().backward()
+                for ours, theirs in zip(heads, same_heads, strict=True):
+                    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-11)
 
-    mixed, expected = find_attention(name)(*heads, dropout=0.0), one_position_at_a_time(name, *same_heads)
-    (mixed * seen_through).sum().backward()
-    (expected * seen_through).sum().backward()
 
-    torch.testing.assert_close(mixed, expected, rtol=1e-10, atol=1e-12)
-    for ours, theirs in zip(heads, same_heads, strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-11)
+def test_nothing_flows_from_later_positions(subtests: pytest.Subtests) -> None:
+    for name in NAMES:
+        with subtests.test(name):
+            heads = random_heads(7, 7, 4)
+            attend(name, *heads)[:, :, 3].sum().backward()
+            for part in heads[1:]:
+                assert part.grad is not None
+                assert (part.grad[:, :, 4:] == 0).all()
+                assert (part.grad[:, :, :4] != 0).any(dim=(0, 1, 3)).all()
 
 
-@every_attention
-def test_nothing_flows_from_later_positions(name: str) -> None:
+def test_dropout_drops_weights_and_keeps_their_mean(subtests: pytest.Subtests) -> None:
+    repeats = 10_000
+    for name in NAMES:
+        with subtests.test(name):
+            torch.manual_seed(5)
+            heads = [part[:1, :1].detach() for part in random_heads(3, 3, 4)]
+            dropped = attend(name, *(part.expand(repeats, -1, -1, -1) for part in heads), dropout=0.25)
+            kept, deviation = attend(name, *heads)[0], dropped.std(dim=0)
+            # a single weight is 0 or 4/3 of itself, with a standard deviation of sqrt(1/3) of itself
+            torch.testing.assert_close(deviation[:, 0], kept[:, 0].abs() * math.sqrt(1 / 3), rtol=0.04, atol=1e-12)
+            assert (deviation[:, -1] > 0).any()
+            assert ((dropped.mean(dim=0) - kept).abs() <= 5 * deviation / math.sqrt(repeats) + 1e-12).all()
+
+
+def test_pointwise_attention_divides_by_a_power_of_the_visible_positions() -> None:
+    heads, lengths = random_heads(5, 7, 4), torch.arange(3, 8, dtype=torch.float64)[:, None]
+    by_length = attend("pointwise-sigmoid", *heads)
+    for length_power in (0.0, 0.5, 1.0, 2.0):
+        config = ModelConfig(attention="pointwise-sigmoid", pointwise_length_power=length_power)
+        out = attention_of(config)(*heads, dropout=0.0)
+        torch.testing.assert_close(out, by_length * lengths ** (1 - length_power), rtol=1e-10, atol=1e-12)
+
+
+def test_the_polynomial_converges_to_the_gaussian() -> None:
     heads = random_heads(7, 7, 4)
-
-    find_attention(name)(*heads, dropout=0.0)[:, :, 3].sum().backward()
-
-    _, key, value = heads
-    for earlier_and_later in (key.grad, value.grad):
-        assert (earlier_and_later[:, :, 4:] == 0).all()
-        assert (earlier_and_later[:, :, :4] != 0).any(dim=(0, 1, 3)).all()
-
-
-@every_attention
-@pytest.mark.parametrize("new", [1, 2, 6, 7])
-def test_the_last_queries_give_the_last_rows_of_the_whole(name: str, new: int) -> None:
-    query, key, value = random_heads(7, 7, 4)
-    attend = find_attention(name)
-
-    mixed = attend(query[:, :, -new:], key, value, dropout=0.0)
-
-    torch.testing.assert_close(mixed, attend(query, key, value, dropout=0.0)[:, :, -new:], rtol=1e-10, atol=1e-12)
-
-
-@every_attention
-def test_dropout_keeps_the_mean(name: str) -> None:
-    torch.manual_seed(5)
-    repeats = 20_000
-    query, key, value = (part[:1, :1].detach() for part in random_heads(3, 3, 4))
-    many = (part.expand(repeats, -1, -1, -1) for part in (query, key, value))
-
-    dropped = find_attention(name)(*many, dropout=0.25)
-
-    standard_error = dropped.std(dim=0) / math.sqrt(repeats)
-    kept = find_attention(name)(query, key, value, dropout=0.0)[0]
-    # one weight alone: it is 0 or 4/3 of itself, with the standard deviation sqrt(1/3) of itself
-    torch.testing.assert_close(dropped.std(dim=0)[:, 0], kept[:, 0].abs() * math.sqrt(1 / 3), rtol=0.03, atol=1e-12)
-    assert (dropped.std(dim=0)[:, -1] > 0).any()
-    assert ((dropped.mean(dim=0) - kept).abs() <= 5 * standard_error + 1e-12).all()
-
-
-@pytest.mark.parametrize("length_power", [0.0, 0.5, 1.0, 2.0])
-def test_pointwise_attention_divides_by_a_power_of_the_visible_positions(length_power: float) -> None:
-    config = ModelConfig(attention="pointwise-sigmoid", pointwise_length_power=length_power)
-    query, key, value = random_heads(5, 7, 4)
-
-    mixed = attention_of(config)(query, key, value, dropout=0.0)
-
-    lengths = torch.arange(3, 8, dtype=torch.float64)[:, None]
-    by_length = attention_of(ModelConfig(attention="pointwise-sigmoid"))(query, key, value, dropout=0.0)
-    torch.testing.assert_close(mixed, by_length * lengths ** (1 - length_power), rtol=1e-10, atol=1e-12)
-
-
-def test_the_polynomial_goes_to_the_gaussian() -> None:
-    heads = random_heads(7, 7, 4)
-    gaussian = find_attention("gaussian")(*heads, dropout=0.0)
-
-    off = [(find_attention(f"gaussian-poly-{n}")(*heads, dropout=0.0) - gaussian).abs().max() for n in (16, 128, 4096)]
-
+    gaussian = attend("gaussian", *heads)
+    off = [(attend(f"gaussian-poly-{n}", *heads) - gaussian).abs().max() for n in (16, 128, 4096)]
     assert off[0] > 4 * off[1] > 64 * off[2]
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("gausian", r"attention = 'gausian' does not exist \(did you mean gaussian\?\); choose one of: softmax, "),
-        ("pointwise-rellu", r"did you mean pointwise-relu\?"),
-        ("pointwise", r"does not exist"),
-        *[
-            (f"gaussian-poly-{n}", rf"attention = 'gaussian-poly-{n}' is not possible: expected .* N even, 2 to 65,536")
-            for n in ("3", "0", "", "x", "08", "-2", "2.0", "65538", "1" * 5000 + "2", "²")
-        ],
-    ],
-    ids=lambda value: str(value)[:20],
-)
-def test_a_name_that_does_not_exist_is_refused_with_what_does(name: str, words: str) -> None:
-    shortened = words if len(name) < 100 else "expected gaussian-poly-N with N even"
-    with pytest.raises(ConfigError, match=shortened) as raised:
-        find_attention(name)
-    assert "\n" not in str(raised.value)
+def test_an_unknown_name_is_refused_in_one_line_with_the_nearest(subtests: pytest.Subtests) -> None:
+    cases = {
+        "gausian": r"^invalid attention: 'gausian' \(did you mean gaussian\?\); choose one of: softmax, ",
+        "pointwise-rellu": r"did you mean pointwise-relu\?",
+        "pointwise": "^invalid attention: 'pointwise'",
+    }
+    for n in ("3", "0", "", "x", "08", "-2", "2.0", "65538", "1" * 5000 + "2", "²"):
+        cases[f"gaussian-poly-{n}"] = r"^invalid attention: 'gaussian-poly-.{0,100} \(must be .* N even, 2 to 65,536\)$"
+    for name, expected in cases.items():
+        with subtests.test(name[:20]), pytest.raises(ConfigError, match=expected) as raised:
+            find_attention(name)
+        assert "\n" not in str(raised.value)
 
 
-@every_attention
-def test_shapes_can_be_asked_for_without_memory(name: str) -> None:
+def test_shapes_are_known_without_memory(subtests: pytest.Subtests) -> None:
     heads = [torch.empty(1, 2, 300, 8, device="meta") for _ in range(3)]
-
-    assert find_attention(name)(*heads, dropout=0.0).shape == (1, 2, 300, 8)
-
-
-@every_attention
-def test_zeros_and_large_numbers_are_no_nan(name: str) -> None:
-    for scale in (0.0, 30.0):
-        heads = random_heads(7, 7, 4, scale)
-
-        mixed = find_attention(name)(*heads, dropout=0.0)
-        mixed.sum().backward()
-
-        assert all(part.isfinite().all() for part in (mixed, *(part.grad for part in heads)))
+    for name in NAMES:
+        with subtests.test(name):
+            assert attend(name, *heads).shape == (1, 2, 300, 8)
 
 
-@every_attention
-def test_a_bf16_model_gets_what_it_gave(name: str) -> None:
+def test_zeros_and_large_numbers_stay_finite(subtests: pytest.Subtests) -> None:
+    for name in NAMES:
+        for scale in (0.0, 30.0):
+            with subtests.test(name, scale=scale):
+                heads = random_heads(7, 7, 4, scale)
+                out = attend(name, *heads)
+                out.sum().backward()
+                assert all(part is not None and part.isfinite().all() for part in (out, *(part.grad for part in heads)))
+
+
+def test_bf16_in_is_bf16_out_near_the_formula(subtests: pytest.Subtests) -> None:
     heads = [part.detach().bfloat16() for part in random_heads(6, 9, 8)]
-
-    mixed = find_attention(name)(*heads, dropout=0.0)
-
-    assert mixed.dtype == torch.bfloat16
-    exact = one_position_at_a_time(name, *[part.double() for part in heads])
-    torch.testing.assert_close(mixed.double(), exact, rtol=0.05, atol=0.03)
-
-
-def test_the_activations_are_torchs() -> None:
-    x = torch.linspace(-3, 3, 50, dtype=torch.float64)
-
-    for name, ours in {"gelu": F.gelu, "silu": F.silu, "softplus": F.softplus, "tanh": torch.tanh}.items():
-        torch.testing.assert_close(POINTWISE[name](x), ours(x))
+    for name in NAMES:
+        with subtests.test(name):
+            out = attend(name, *heads)
+            assert out.dtype == torch.bfloat16
+            exact = position_by_position(name, *[part.double() for part in heads])
+            torch.testing.assert_close(out.double(), exact, rtol=0.05, atol=0.03)

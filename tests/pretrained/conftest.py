@@ -1,4 +1,4 @@
-"""Fixtures: directories that `transformers` saved, and GPT-2's vocabulary where it is at hand."""
+"""Directories that `transformers` saved, and GPT-2's vocabulary if this machine has it."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,7 @@ VOCABULARY = Path(__file__).parents[3] / "shared" / "data" / "tiktoken-cache"
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[GPT2LMHeadModel, Path]]:
-    """Makes a small model of theirs, some settings changed, and the directory that `save_pretrained` writes."""
+    """Make a small model of theirs with changed settings, and the directory that `save_pretrained` writes."""
 
     def save(*, shards: str = "50GB", **changes: Any) -> tuple[GPT2LMHeadModel, Path]:
         directory = tmp_path_factory.mktemp("theirs")
@@ -27,7 +27,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[GPT2L
 
 @pytest.fixture
 def gpt2_vocabulary(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """tiktoken's cache with GPT-2's vocabulary, where this machine has one."""
+    """tiktoken's cache with GPT-2's vocabulary."""
     directory = Path(os.environ.get("TIKTOKEN_CACHE_DIR", VOCABULARY))
     if not directory.is_dir():
         pytest.skip("GPT-2's vocabulary is not on this machine")

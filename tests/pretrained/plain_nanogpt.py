@@ -1,4 +1,4 @@
-"""nanoGPT's model written out again with bare tensors, from its weights' names: what an imported model must equal."""
+"""nanoGPT's model with bare tensors, by the names of its weights: an imported model must equal it."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def logits(weights: Mapping[str, Tensor], tokens: Tensor, *, n_layer: int, n_head: int) -> Tensor:
-    """(B, T) -> (B, T, V), of every row that the file has."""
+    """(B, T) -> (B, T, V), of every row in the file."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights.get(f"{name}.bias"), 1e-5)
@@ -25,8 +25,8 @@ def logits(weights: Mapping[str, Tensor], tokens: Tensor, *, n_layer: int, n_hea
         parts = linear(norm(x, f"{block}.ln_1"), f"{block}.attn.c_attn").split(width, dim=2)
         query, key, value = (part.view(batch, length, n_head, -1).transpose(1, 2) for part in parts)
         scores = (query @ key.transpose(2, 3) / math.sqrt(width // n_head)).masked_fill(hidden, -torch.inf)
-        mixed = (scores.softmax(-1) @ value).transpose(1, 2).reshape(batch, length, width)
-        x = x + linear(mixed, f"{block}.attn.c_proj")
+        attended = (scores.softmax(-1) @ value).transpose(1, 2).reshape(batch, length, width)
+        x = x + linear(attended, f"{block}.attn.c_proj")
         wide = F.gelu(linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc"))
         x = x + linear(wide, f"{block}.mlp.c_proj")
     return norm(x, "transformer.ln_f") @ weights["lm_head.weight"].T

@@ -12,7 +12,7 @@ SMALL = {"n_layer": 2, "n_head": 4, "n_embd": 64, "n_positions": 32, "vocab_size
 
 
 def random_model(**settings: Any) -> GPT2LMHeadModel:
-    """A model of theirs with weights far from 0 everywhere, norms and biases too; made quickly whatever its size."""
+    """A model of theirs with weights far from 0 everywhere, norms and biases too; quick for any size."""
     config = GPT2Config(**settings, bos_token_id=0, eos_token_id=0)
     with torch.device("meta"):
         model = GPT2LMHeadModel(config)
@@ -29,10 +29,10 @@ def random_model(**settings: Any) -> GPT2LMHeadModel:
 
 
 def tokens(count: int = 8, vocab_size: int = 301) -> torch.Tensor:
-    """(2, count) tokens of the whole vocabulary, its last one among them."""
-    drawn = torch.randint(vocab_size, (2, count), generator=torch.Generator().manual_seed(2))
-    drawn[0, 0] = vocab_size - 1
-    return drawn
+    """(2, count) tokens of the vocabulary, its last one among them."""
+    found = torch.randint(vocab_size, (2, count), generator=torch.Generator().manual_seed(2))
+    found[0, 0] = vocab_size - 1
+    return found
 
 
 @torch.no_grad()

@@ -1,15 +1,23 @@
-"""From logits to tokens, compared with the definitions done slowly."""
+"""From logits to tokens, compared with the definitions computed slowly."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
 from quillgpt.errors import NonFiniteError
-from quillgpt.sample.sampling import choose, drawn, keep_top_p, largest, sample_generator, with_temperature
+from quillgpt.sample.sampling import (
+    keep_top_p,
+    multinomial,
+    sample_generator,
+    sample_tokens,
+    top_k_logits,
+    with_temperature,
+)
 from quillgpt.sample.settings import SamplingSettings
 
-ROWS, VOCABULARY = 4, 37
+ROWS, VOCABULARY, COUNT = 4, 37, 20_000
 
 
 @pytest.fixture
@@ -17,108 +25,61 @@ def logits():
     return torch.randn(ROWS, VOCABULARY, generator=torch.Generator().manual_seed(5)) * 3
 
 
-def generators(count, seed=1):
-    return [sample_generator(seed, sample) for sample in range(count)]
+def sampled(logits, seed=1, **settings):
+    generators = [sample_generator(seed, sample) for sample in range(len(logits))]
+    return sample_tokens(logits, SamplingSettings(**settings), generators)
 
 
-def fewest_with_probability(probabilities, p):
+def sampled_often(row, **settings):
+    """Tokens sampled from the same logits (1, V) with one sequence of random numbers."""
+    return sample_tokens(row.expand(COUNT, -1), SamplingSettings(**settings), [sample_generator(0, 0)] * COUNT)
+
+
+def smallest_set(probabilities, p):
     """The definition of top-p, a token at a time."""
-    kept, together = [], 0.0
+    kept, total = [], 0.0
     for token in sorted(range(len(probabilities)), key=lambda token: -probabilities[token]):
-        if together >= p:
+        if total >= p:
             break
         kept.append(token)
-        together += probabilities[token]
+        total += probabilities[token]
     return sorted(kept)
 
 
-def test_temperature_zero_takes_the_likeliest_token_of_each_row(logits):
-    tokens = choose(logits, SamplingSettings(temperature=0), generators(ROWS))
-    assert tokens.tolist() == [max(range(VOCABULARY), key=row.__getitem__) for row in logits.tolist()]
+def test_settings_that_leave_one_token_are_greedy(logits):
+    greedy = torch.tensor([max(range(VOCABULARY), key=row.__getitem__) for row in logits.tolist()])
+    assert sampled(logits, temperature=0).equal(greedy)
+    for seed, temperature in itertools.product(range(5), [0.3, 1.0, 2.0]):
+        assert sampled(logits, seed, temperature=temperature, top_k=1).equal(greedy)
+    for temperature in (5e-324, 1e-300, 1e-30, 1e-6):
+        assert sampled(logits, temperature=temperature, top_k=0).equal(greedy)
+    for top_p in (1e-300, 1e-9):
+        assert sampled(logits, temperature=1.0, top_k=0, top_p=top_p).equal(greedy)
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
-def test_top_k_1_is_greedy_at_any_temperature(logits, temperature, seed):
-    settings = SamplingSettings(temperature=temperature, top_k=1)
-    assert choose(logits, settings, generators(ROWS, seed)).equal(logits.argmax(-1))
-
-
-@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-30, 1e-6])
-def test_a_tiny_temperature_is_greedy_and_not_infinite(logits, temperature):
-    settings = SamplingSettings(temperature=temperature, top_k=0)
-    assert choose(logits, settings, generators(ROWS)).equal(logits.argmax(-1))
-
-
-@pytest.mark.parametrize("top_p", [1e-300, 1e-9])
-def test_a_tiny_top_p_is_greedy(logits, top_p):
-    settings = SamplingSettings(temperature=1.0, top_k=0, top_p=top_p)
-    assert choose(logits, settings, generators(ROWS)).equal(logits.argmax(-1))
-
-
-@pytest.mark.parametrize("k", [1, 2, 10, VOCABULARY - 1])
-def test_top_k_keeps_the_k_largest(logits, k):
-    kept, tokens = largest(logits, k)
-    expected = [sorted(sorted(range(VOCABULARY), key=lambda token: -row[token])[:k]) for row in logits.tolist()]
-    assert tokens.tolist() == expected
-    assert kept.equal(logits.gather(-1, tokens))
-
-
-@pytest.mark.parametrize("k", [0, VOCABULARY, VOCABULARY + 1, 10**30])
-def test_top_k_of_0_or_above_the_vocabulary_keeps_all(logits, k):
-    kept, tokens = largest(logits, k)
-    assert kept.equal(logits)
-    assert tokens.tolist() == [list(range(VOCABULARY))] * ROWS
+def test_top_k_keeps_the_k_largest_in_the_order_of_tokens(logits):
+    for k in (1, 2, 10, VOCABULARY - 1, VOCABULARY, VOCABULARY + 1, 10**30, 0):
+        kept, tokens = top_k_logits(logits, k)
+        expected = [
+            sorted(sorted(range(VOCABULARY), key=lambda token: -row[token])[: k or VOCABULARY])
+            for row in logits.tolist()
+        ]
+        assert tokens.tolist() == expected, k
+        assert kept.equal(logits.gather(-1, tokens))
 
 
 def test_top_k_keeps_exactly_k_of_equal_logits():
-    kept, tokens = largest(torch.zeros(2, 9), 4)
+    kept, tokens = top_k_logits(torch.zeros(2, 9), 4)
     assert kept.equal(torch.zeros(2, 4))
     assert [len(set(row)) for row in tokens.tolist()] == [4, 4]
 
 
-@pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("k", [0, 5])
-def test_top_p_keeps_the_fewest_tokens_with_that_probability(logits, p, k):
-    candidates, _ = largest(logits.double(), k)
-    kept = keep_top_p(candidates, p) > -torch.inf
-    expected = [fewest_with_probability(row, p) for row in candidates.softmax(-1).tolist()]
-    assert [row.nonzero().flatten().tolist() for row in kept] == expected
-
-
-@pytest.mark.parametrize(("top_k", "top_p"), [(3, 1.0), (0, 0.7), (4, 0.8), (0, 1.0)])
-def test_draws_are_the_tokens_that_the_filters_leave_as_often_as_their_probability(logits, top_k, top_p):
-    row, draws, temperature = logits[:1], 20_000, 1.7
-    scaled = (row[0].double() / temperature).tolist()
-    order = sorted(range(VOCABULARY), key=lambda token: -scaled[token])[: top_k or VOCABULARY]
-    weights = {token: math.exp(scaled[token]) for token in order}
-    shares = [weights[token] / sum(weights.values()) for token in order]
-    kept = [order[place] for place in fewest_with_probability(shares, top_p)]
-    settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)
-    tokens = choose(row.expand(draws, -1), settings, [sample_generator(0, 0)] * draws)
-    counts = torch.bincount(tokens, minlength=VOCABULARY).tolist()
-    for token, count in enumerate(counts):
-        share = weights[token] / sum(weights[one] for one in kept) if token in kept else 0.0
-        assert abs(count / draws - share) <= 5 * math.sqrt(share * (1 - share) / draws)
-
-
-def test_a_draw_hits_nothing_of_probability_0_not_even_at_the_ends():
-    probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
-    points = [0.0, 0.2, 0.25, 0.5, 1 - 2**-53]
-    found = [drawn(probabilities, torch.tensor([[point]], dtype=torch.float64)).item() for point in points]
-    assert found == [1, 1, 3, 3, 3]
-
-
-def test_logits_that_differ_by_rounding_seldom_draw_another_token():
-    logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(1))
-    other = logits + 1e-6 * torch.randn(1, 3000, generator=torch.Generator().manual_seed(2))
-    same = [
-        choose(one.expand(2000, -1), SamplingSettings(), [sample_generator(1, 0)] * 2000) for one in (logits, other)
-    ]
-    assert (same[0] != same[1]).sum() <= 1
-
-
-def test_top_p_of_1_keeps_all(logits):
+def test_top_p_keeps_the_smallest_set_with_that_probability(logits):
+    for p, k in itertools.product([0.05, 0.5, 0.9, 0.999], [0, 5]):
+        candidates, _ = top_k_logits(logits.double(), k)
+        kept = keep_top_p(candidates, p) > -torch.inf
+        expected = [smallest_set(row, p) for row in candidates.softmax(-1).tolist()]
+        assert [row.nonzero().flatten().tolist() for row in kept] == expected, (p, k)
     assert keep_top_p(logits, 1.0).equal(logits)
 
 
@@ -127,43 +88,48 @@ def test_temperature_divides_the_logits(logits):
     torch.testing.assert_close(scaled, (logits.double() / 0.7).softmax(-1), rtol=1e-10, atol=1e-12)
 
 
-def test_tokens_come_as_often_as_their_probability():
-    draws, temperature = 20_000, 1.3
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
-    settings = SamplingSettings(temperature=temperature, top_k=0)
-    tokens = choose(logits.expand(draws, -1), settings, [sample_generator(0, 0)] * draws)
-    weights = [math.exp(logit / temperature) for logit in logits.tolist()]
-    counts = torch.bincount(tokens, minlength=5).tolist()
-    for count, weight in zip(counts, weights, strict=True):
-        share = weight / sum(weights)
-        assert abs(count / draws - share) < 5 * math.sqrt(share * (1 - share) / draws) + 1e-12
+def test_tokens_are_sampled_as_often_as_the_filtered_probabilities(logits):
+    logits[:, 7] = -torch.inf  # never sampled
+    for top_k, top_p in ((3, 1.0), (0, 0.7), (4, 0.8), (0, 1.0)):
+        weights = (logits[0].double() / 1.7).exp().tolist()
+        order = sorted(range(VOCABULARY), key=lambda token: -weights[token])[: top_k or VOCABULARY]
+        total = sum(weights[token] for token in order)
+        kept = [order[place] for place in smallest_set([weights[token] / total for token in order], top_p)]
+        tokens = sampled_often(logits[:1], temperature=1.7, top_k=top_k, top_p=top_p)
+        for token, count in enumerate(torch.bincount(tokens, minlength=VOCABULARY).tolist()):
+            share = weights[token] / sum(weights[one] for one in kept) if token in kept else 0.0
+            assert abs(count / COUNT - share) <= 5 * math.sqrt(share * (1 - share) / COUNT), (top_k, top_p, token)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_logits_that_are_not_finite_are_one_clear_error(logits, bad, temperature):
-    logits[2, 7] = bad
-    with pytest.raises(NonFiniteError, match=r"logits are NaN or infinite.*checkpoint") as caught:
-        choose(logits, SamplingSettings(temperature=temperature), generators(ROWS))
-    assert "\n" not in str(caught.value)
+def test_a_token_of_probability_0_is_never_sampled_not_even_at_the_ends():
+    probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
+    points = [0.0, 0.2, 0.25, 0.5, 1 - 2**-53]
+    found = [multinomial(probabilities, torch.tensor([[point]], dtype=torch.float64)).item() for point in points]
+    assert found == [1, 1, 3, 3, 3]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_of_minus_infinity_is_one_clear_error(logits, temperature):
-    logits[1] = -torch.inf
-    with pytest.raises(NonFiniteError):
-        choose(logits, SamplingSettings(temperature=temperature), generators(ROWS))
+def test_logits_that_differ_by_rounding_seldom_give_another_token():
+    logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(1))
+    rounded = logits + 1e-6 * torch.randn(1, 3000, generator=torch.Generator().manual_seed(2))
+    assert (sampled_often(logits) != sampled_often(rounded)).sum() <= 10
 
 
-def test_the_logits_are_left_as_they_were(logits):
-    before = logits.clone()
-    choose(logits, SamplingSettings(top_k=3, top_p=0.5), generators(ROWS))
-    assert logits.equal(before)
+def test_non_finite_logits_are_one_error(logits):
+    for temperature in (0.0, 1.0):
+        for bad in (torch.nan, torch.inf, "a row of -inf"):
+            damaged = logits.clone()
+            damaged[2] = -torch.inf if isinstance(bad, str) else damaged[2]
+            damaged[2, 7] = -torch.inf if isinstance(bad, str) else bad
+            with pytest.raises(NonFiniteError, match=r"^[^\n]*logits are NaN or infinite[^\n]*checkpoint$"):
+                sampled(damaged, temperature=temperature)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_logits_of_any_precision_are_drawn_from(logits, dtype):
-    assert choose(logits.to(dtype), SamplingSettings(top_p=0.9), generators(ROWS)).shape == (ROWS,)
+def test_logits_of_any_dtype_are_sampled_and_not_changed(logits):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        given = logits.to(dtype)
+        before = given.clone()
+        assert sampled(given, top_k=3, top_p=0.5).shape == (ROWS,)
+        assert given.equal(before)
 
 
 def test_every_sample_has_its_own_random_numbers():

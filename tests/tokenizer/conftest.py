@@ -1,4 +1,4 @@
-"""Every tokenizer of the menu, trained where it learns on a small text of four scripts."""
+"""Every tokenizer of the menu, trained if it learns on a small text of four scripts."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ TRAINED_SIZE = 400
 
 @pytest.fixture(scope="session")
 def gpt2() -> Iterator[Tokenizer]:
-    """GPT-2's tokenizer, from the shared copy of tiktoken's cache or from one that is set up on this machine."""
+    """GPT-2's tokenizer, from the shared copy of tiktoken's cache or from one that is configured on this machine."""
     before = os.environ.get("TIKTOKEN_CACHE_DIR")
     if before is None and not CACHE.is_dir():
         pytest.skip("no copy of GPT-2's vocabulary here: set TIKTOKEN_CACHE_DIR")
@@ -39,8 +39,8 @@ def bpe() -> Tokenizer:
 @pytest.fixture(scope="session", params=list(TOKENIZERS))
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     """Every entry of the menu in turn."""
-    if request.param == "gpt2":
-        return request.getfixturevalue("gpt2")
+    if request.param in ("gpt2", "bpe"):
+        return request.getfixturevalue(request.param)
     if TOKENIZERS[request.param].learns:
         return train_tokenizer(request.param, [TEXT], TRAINED_SIZE)
     return load_tokenizer(request.param)

@@ -16,6 +16,7 @@ from quillgpt.tokenizer.byte_level import WHITE_SPACE, ByteLevelBPE, merge_order
 from quillgpt.tokenizer.tokenizer_json import readable
 
 VOCAB_BPE = "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"  # tiktoken's name for OpenAI's vocab.bpe in its cache
+BYTES = [bytes([value]) for value in range(256)]
 
 
 def test_hello_world_has_gpt2s_published_ids(gpt2: Tokenizer) -> None:
@@ -33,9 +34,7 @@ def test_merges_rebuilt_from_gpt2s_ids_are_openais_list(gpt2: Tokenizer) -> None
     published = Path(os.environ["TIKTOKEN_CACHE_DIR"]) / VOCAB_BPE
     if not published.is_file():
         pytest.skip("OpenAI's vocab.bpe is not in TIKTOKEN_CACHE_DIR")
-
     merges = merges_in_order([gpt2.token_bytes(token) for token in range(gpt2.vocab_size)])
-
     lines = published.read_text(encoding="utf-8").rstrip("\n").split("\n")[1:]
     assert [f"{readable(left)} {readable(right)}" for left, right in merges] == lines
 
@@ -49,27 +48,23 @@ def ranks(gpt2: Tokenizer) -> dict[bytes, int]:
 @given(word=st.text("abcdeht", min_size=1, max_size=30))
 def test_the_plain_merge_rule_equals_tiktoken(gpt2: Tokenizer, ranks: dict[bytes, int], word: str) -> None:
     parts = merge_order(word.encode(), ranks, below=len(ranks))
-
     assert [ranks[part] for part in parts] == gpt2.encode(word)
 
 
-def test_unreachable_vocabulary_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_vocabulary_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(address: str) -> bytes:
         raise requests.exceptions.ConnectionError(f"Failed to resolve {address}\nafter a long story")
 
     monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
     monkeypatch.setattr("tiktoken.load.read_file", no_network)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-
-    with pytest.raises(DataError, match=r"cannot be fetched.*set TIKTOKEN_CACHE_DIR") as raised:
+    with pytest.raises(DataError, match=r"^[^\n]*cannot be fetched[^\n]*set TIKTOKEN_CACHE_DIR[^\n]*$"):
         load_tokenizer("gpt2")
-    assert "\n" not in str(raised.value)
 
 
-def test_a_run_of_white_space_beyond_the_splitters_stack_keeps_its_ids(gpt2: Tokenizer) -> None:
+def test_a_run_of_white_space_beyond_the_stack_of_the_split_keeps_its_ids(gpt2: Tokenizer) -> None:
     space, space_x = gpt2.encode(" ")[0], gpt2.encode(" x")[0]
-
-    assert gpt2.encode(f"a{' ' * 2_000_000}x") == [gpt2.encode("a")[0], *[space] * 1_999_999, space_x]
+    assert gpt2.encode(f"a{' ' * 1_000_000}x") == [gpt2.encode("a")[0], *[space] * 999_999, space_x]
 
 
 @settings(max_examples=50, deadline=None)
@@ -78,34 +73,26 @@ def test_a_run_of_white_space_beyond_the_splitters_stack_keeps_its_ids(gpt2: Tok
     run=st.text("\t\n\r \x85\xa0\u2003\u3000\x1c\x1f", min_size=1, max_size=5),
     after=st.text(max_size=3),
 )
-def test_cutting_before_the_end_of_white_space_keeps_the_ids(bpe: Tokenizer, before: str, run: str, after: str) -> None:
-    text = before + run * 1000 + after  # long enough to be cut, short enough for tiktoken as a whole
-
+def test_splitting_before_the_end_of_white_space_keeps_the_ids(
+    bpe: Tokenizer, before: str, run: str, after: str
+) -> None:
+    text = before + run * 1000 + after  # long enough to be split, short enough for tiktoken without
     parts = list(split_long_space(text))
-
     assert "".join(parts) == text
     assert [token for part in parts for token in bpe.encode(part)] == bpe.encode(text)
 
 
-def test_the_white_space_of_the_cut_is_unicodes() -> None:
+def test_the_white_space_of_the_split_is_unicodes() -> None:
     listed = [*range(9, 14), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
-
-    found = re.findall(f"[{WHITE_SPACE}]", "".join(map(chr, range(0x110000))))
-
-    assert found == list(map(chr, listed))
+    assert re.findall(f"[{WHITE_SPACE}]", "".join(map(chr, range(0x110000)))) == list(map(chr, listed))
 
 
 def test_a_vocabulary_whose_merges_are_not_in_order_is_refused() -> None:
-    single = [bytes([value]) for value in range(256)]
-
     with pytest.raises(ValueError, match=r"token 256 \(b'abc'\)"):
-        merges_in_order([*single, b"abc", b"ab", b""])
+        merges_in_order([*BYTES, b"abc", b"ab", b""])
 
 
 def test_end_of_text_may_have_any_id() -> None:
-    single = [bytes([value]) for value in range(256)]
-
-    tokenizer = ByteLevelBPE([b"", *single, b"ab"], end_of_text=0)
-
+    tokenizer = ByteLevelBPE([b"", *BYTES, b"ab"], end_of_text=0)
     assert tokenizer.encode("<|endoftext|>ab", allow_special=True) == [0, 257]
     assert '"id": 0' in tokenizer.to_json()

@@ -1,52 +1,23 @@
-"""Checkpoints: how they are written and found (`stored.py`), and how a model is opened (`opened.py`)."""
+"""Checkpoints: `save.py` writes them, `load.py` finds and opens them, `init_from.py` starts a run from a model."""
 
-from quillgpt.checkpoint.in_the_box import IN_THE_BOX
-from quillgpt.checkpoint.opened import as_source, base_of, load_model, open_model
-from quillgpt.checkpoint.stored import (
-    ADAPTER,
-    CONFIG,
-    MANIFEST,
-    MODEL,
-    OPTIMIZER,
-    RESOLVED,
-    STATE,
-    TOKENIZER,
-    Checkpoint,
-    best,
-    committed,
-    find,
-    fingerprint_of,
-    model_tensors,
-    newest_intact,
-    prune,
-    read_checkpoint,
-    save,
-    verify,
-)
-
-__all__ = [
-    "ADAPTER",
-    "CONFIG",
-    "IN_THE_BOX",
-    "MANIFEST",
-    "MODEL",
-    "OPTIMIZER",
-    "RESOLVED",
-    "STATE",
-    "TOKENIZER",
-    "Checkpoint",
-    "as_source",
-    "base_of",
-    "best",
-    "committed",
-    "find",
-    "fingerprint_of",
-    "load_model",
-    "model_tensors",
-    "newest_intact",
-    "open_model",
-    "prune",
-    "read_checkpoint",
-    "save",
-    "verify",
-]
+from quillgpt.checkpoint.load import ADAPTER as ADAPTER
+from quillgpt.checkpoint.load import CONFIG as CONFIG
+from quillgpt.checkpoint.load import IN_THE_BOX as IN_THE_BOX
+from quillgpt.checkpoint.load import MANIFEST as MANIFEST
+from quillgpt.checkpoint.load import MODEL as MODEL
+from quillgpt.checkpoint.load import OPTIMIZER as OPTIMIZER
+from quillgpt.checkpoint.load import RUNTIME as RUNTIME
+from quillgpt.checkpoint.load import STATE as STATE
+from quillgpt.checkpoint.load import TOKENIZER as TOKENIZER
+from quillgpt.checkpoint.load import Checkpoint as Checkpoint
+from quillgpt.checkpoint.load import committed as committed
+from quillgpt.checkpoint.load import find as find
+from quillgpt.checkpoint.load import load_model as load_model
+from quillgpt.checkpoint.load import newest_intact as newest_intact
+from quillgpt.checkpoint.load import open_model as open_model
+from quillgpt.checkpoint.load import read_checkpoint as read_checkpoint
+from quillgpt.checkpoint.load import to_source as to_source
+from quillgpt.checkpoint.load import verify as verify
+from quillgpt.checkpoint.save import prune as prune
+from quillgpt.checkpoint.save import save as save
+from quillgpt.checkpoint.save import weights_fingerprint as weights_fingerprint

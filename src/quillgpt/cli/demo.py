@@ -1,15 +1,17 @@
-"""`quill demo`: train on Python's standard library for two minutes, judge the result honestly, read what it writes."""
+"""`quill demo`: train on Python's standard library for two minutes, compare with compressors, and print samples."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quillgpt import files
-from quillgpt.cli.output import run_console
-from quillgpt.cli.prepare import progress_display
-from quillgpt.cli.settings import load_settings
+from quillgpt.cli.arguments import load_settings
+from quillgpt.cli.console import messages, plain_table, progress_display, run_console
+from quillgpt.cli.train import show_plan
 from quillgpt.config import RunConfig, updated
+from quillgpt.run_dir import RunDirectory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,16 +19,14 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Train the recipe `modern-python` for two minutes, compare it with file compressors, and read what it writes.
 
-With --dry-run nothing is trained or written: it shows every setting with its value, origin and meaning, and what \
-follows from them."""
+With --dry-run nothing is trained or written: it shows every setting with its value, origin and meaning, and what is \
+derived from them."""
 
-PROMPTS = (
-    'def read(self, size):\n    """Read',
-    'class Reader:\n    """',
-    "def main():",
-)  # no space behind: it is the next token's
+PROMPTS = ('def read(self, size):\n    """Read', 'class Reader:\n    """', "def main():")
+"""no space at the end, because it belongs to the next token"""
+MODEL = "this model"
 SAMPLE_TOKENS = 150
-DRAWN = {"temperature": 0.9, "top_p": 0.9, "top_k": 0}  # cooler, a small model repeats itself
+SAMPLING = {"temperature": 0.9, "top_p": 0.9, "top_k": 0}  # at lower temperatures a small model repeats itself
 
 NEXT = """\
 what to do next
@@ -34,7 +34,7 @@ what to do next
   one that trained longer   quill sample quill-python -p "import" -m 300
   more minutes              quill train modern-python --minutes 10 --out {run}
   your own text             quill train modern-python --source text --path my_folder --out runs/mine
-  OpenAI's GPT-2            quill sample gpt2 -p "Once upon a time"    (fetches 550 MB, once)
+  OpenAI's GPT-2            quill sample gpt2 -p "Once upon a time"    (downloads 550 MB once)
   GPT-2 from scratch        quill train gpt2-124m --dry-run
   every setting explained   quill train modern-python --dry-run
   the tests                 make test"""
@@ -49,85 +49,76 @@ def main(arguments: list[str]) -> int:
     if not settings.origins["out"].startswith("flag"):
         config = updated(config, {"out": str(unfinished_run(Path("runs")))}, where="--out")
     if settings.is_dry_run:
-        from quillgpt.cli.dry_run import show
-
-        return show(replace(settings, config=config))
-    from quillgpt.train.loop import train
-    from quillgpt.train.progress import Terminal
+        show_plan(replace(settings, config=config))
+        return 0
+    from quillgpt.training.loop import train
+    from quillgpt.training.screen import Terminal
 
     console = run_console()
-    outcome = train(config, Terminal(console, progress_display))
+    with messages(console):
+        outcome = train(config, Terminal(console, progress_display))
     console.print()
-    show_comparison(console, outcome.held_out.bits_per_byte, config)
+    show_comparison(console, outcome.validation.bits_per_byte, config)
     show_samples(console, outcome.run)
     console.print(Text(NEXT.format(run=outcome.run)), soft_wrap=True)
     return 0
 
 
 def unfinished_run(runs: Path) -> Path:
-    """runs/demo, runs/demo-2, ...: the first that is not finished yet, so that a new demo loses nothing."""
-    from quillgpt.checkpoint import STATE, committed
-    from quillgpt.run_dir import RunDirectory
+    """Return the first of runs/demo, runs/demo-2, ... that is not finished."""
+    from quillgpt.checkpoint import RUNTIME, committed
 
-    number = 1
-    while True:
-        path = runs / ("demo" if number == 1 else f"demo-{number}")
+    def is_finished(path: Path) -> bool:
         checkpoints = committed(RunDirectory(path))
-        if not checkpoints or checkpoints[-1].step < checkpoints[-1].read_json(STATE)["steps"]:
-            return path
-        number += 1
+        return bool(checkpoints) and checkpoints[-1].step >= checkpoints[-1].read_json(RUNTIME)["steps"]
+
+    names = ("demo" if number == 1 else f"demo-{number}" for number in itertools.count(1))
+    return next(path for path in map(runs.joinpath, names) if not is_finished(path))
 
 
 def show_comparison(console: "Console", bits_per_byte: float, config: RunConfig) -> None:
-    """Print the model's bits per byte among those of compressors on the same held-out text."""
-    from rich.table import Table
+    """Print the bits per byte of the model and of compressors on the same validation text."""
+    from quillgpt.data.prepare import data_directory
 
-    from quillgpt.data.directory import data_directory
-
-    directory = data_directory(config.data, config.model.vocab_size)
-    baselines = compressor_figures(directory)
-    table = Table(title="the same held-out text, in bits per byte (less is better)", box=None, title_justify="left")
-    table.add_column("")
-    table.add_column("bits/byte", justify="right")
-    table.add_column("of gzip's", justify="right")
-    for name, figure in sorted({"this model": bits_per_byte, **baselines}.items(), key=lambda entry: -entry[1]):
-        style = "bold green" if name == "this model" else ""
-        table.add_row(name, f"{figure:.3f}", f"{figure / baselines['gzip -9']:.2f}", style=style)
+    figures = compressor_figures(data_directory(config.data, config.model.vocab_size)) | {MODEL: bits_per_byte}
+    title = "the same validation text, in bits per byte (less is better)"
+    table = plain_table("", "bits/byte", "of gzip's", left=[0], title=title)
+    for name, figure in sorted(figures.items(), key=lambda entry: -entry[1]):
+        style = "bold green" if name == MODEL else ""
+        table.add_row(name, f"{figure:.3f}", f"{figure / figures['gzip -9']:.2f}", style=style)
     console.print(table)
-    console.print(
-        "gzip and xz know nothing when they begin; the model and the last xz have read the training text.\n",
-        style="dim",
-    )
+    note = "gzip and xz start without knowledge; the model and the last xz have read the training text.\n"
+    console.print(note, style="dim")
 
 
 def compressor_figures(directory: Path) -> dict[str, float]:
-    """The compressors' figures for a data set, computed once and kept beside it."""
+    """Return the compressors' bits per byte on a data set, computed once and stored in its directory."""
     from quillgpt.data import load_data_tokenizer
-    from quillgpt.data.token_dataset import TokenDataset
-    from quillgpt.evaluate.compressors import compressor_bits_per_byte, split_text
+    from quillgpt.data.dataset import TokenDataset
+    from quillgpt.evaluate.text import compressor_bits_per_byte, split_text
 
-    kept = directory / "compressors.json"
+    path = directory / "compressors.json"
     train = TokenDataset.open(directory, "train")
-    if kept.is_file():
-        figures = json.loads(kept.read_text())
+    if path.is_file():
+        figures = json.loads(path.read_text())
         if figures.pop("data", "") == train.fingerprint:
             return figures
     tokenizer = load_data_tokenizer(directory)
-    held_out = TokenDataset.open(directory, "val")
-    figures = compressor_bits_per_byte(split_text(held_out, tokenizer), split_text(train, tokenizer))
-    files.write_json(kept, {"data": train.fingerprint, **figures})
+    val = TokenDataset.open(directory, "val")
+    figures = compressor_bits_per_byte(split_text(val, tokenizer), split_text(train, tokenizer))
+    files.write_json(path, {"data": train.fingerprint, **figures})
     return figures
 
 
 def show_samples(console: "Console", run: Path) -> None:
-    """Print what the model writes after a few beginnings."""
+    """Print what the model writes after a few prompts."""
     from rich.text import Text
 
     from quillgpt.checkpoint import load_model
-    from quillgpt.sample.generate import generate
+    from quillgpt.sample.engine import generate
 
     model, tokenizer = load_model(run)
     for prompt in PROMPTS:
-        text = generate(model, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS, **DRAWN, seed=1)[0]
+        text = generate(model, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS, **SAMPLING, seed=1)[0]
         console.rule(f"after {prompt!r}", style="dim", align="left")
         console.print(Text(prompt, style="bold") + Text(text) + Text("\n"), soft_wrap=True)

@@ -1,8 +1,8 @@
-"""`quill doctor RUN`: is the run what its recipe gives, and if not, why not."""
+"""`quill doctor RUN`: compare a run with its recipe's reference band and find likely causes of a difference."""
 
 import dataclasses
 import json
-import shutil
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,45 +10,46 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from quillgpt.cli.arguments import parse
+from quillgpt.cli.console import output_console
 from quillgpt.errors import CheckError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from quillgpt.doctor import Diagnosis
+    from quillgpt.lab.doctor.diagnose import Diagnosis
 
-PIPE_COLUMNS = 100  # a pipe has no width of its own
+PIPE_COLUMNS = 100
 PICTURE_LINES = 9
 COLOURS = {"certain": "bold red", "very likely": "red", "likely": "yellow", "possible": "dim"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
-    """Compare a run with its recipe's reference band, and look for what may be wrong with it.
+    """Compare a run with its recipe's reference band, and look for causes of a bad run.
 
-    The band says where the training loss of a healthy run lies; each cause that is found comes with the numbers that
-    speak for it and with what to do. Where the run has a checkpoint and its data is there, a few seconds of probes are
-    made on them. Ends with 0 where nothing is found, with 76 where something is. docs/doctor.md explains each cause.
+    The band is the interval of a healthy run's training loss; each cause found is reported with its evidence and a
+    remedy. If the run has a checkpoint and its data exists, validation text and a few batches are scored with it, which
+    takes some seconds. Exit code 0 if nothing is found, 76 if something is. docs/doctor.md explains each cause.
     """
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[RUN]")] = ""
-    """run to examine, finished or not; nothing: the newest run under runs/"""
+    """run to diagnose, finished or not; default: the newest run under runs/"""
     band: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
-    """a reference band of your own, from benchmarks/reference_bands.py"""
+    """your own reference band, made by benchmarks/reference_bands.py"""
     probes: bool = True
-    """score held-out text and a few batches with the newest checkpoint; without, only the records are read"""
+    """score validation text and a few batches with the newest checkpoint; without, only the records are read"""
     json: bool = False
     """print JSON instead of text"""
 
 
 def main(arguments: list[str]) -> int:
-    """Examine a run and print what was found; anything found is a `CheckError`."""
+    """Diagnose a run and print the findings; any finding is a `CheckError`."""
     options, _ = parse(DoctorOptions, arguments, prog="quill doctor")
 
     from rich.console import Console
 
-    from quillgpt.doctor import diagnose
-    from quillgpt.evaluate.bands import read_band
+    from quillgpt.lab.bands.band import read_band
+    from quillgpt.lab.doctor import diagnose
     from quillgpt.run_dir import newest_run
 
     run = options.run or str(newest_run())
@@ -58,22 +59,20 @@ def main(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps(as_json(diagnosis), indent=2, allow_nan=False))
     else:
-        columns = shutil.get_terminal_size(fallback=(PIPE_COLUMNS, 50)).columns
-        show(Console(width=columns, highlight=False), diagnosis)
+        show(output_console(pipe_columns=PIPE_COLUMNS), diagnosis)
     if not diagnosis.is_healthy:
-        raise CheckError(
-            f"{run}: {', '.join(f'{name} ({found.certainty})' for name, found in diagnosis.findings.items())}"
-        )
+        findings = [f"{name} ({found.certainty})" for name, found in diagnosis.findings.items()]
+        raise CheckError(f"{run}: {', '.join(findings)}")
     return 0
 
 
 def show(console: "Console", diagnosis: "Diagnosis") -> None:
-    """Print the verdict, the run in its band, the causes, and what was looked for."""
+    """Print the verdict, a plot of the run and its band, the causes found, and the causes checked."""
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    from quillgpt.doctor.picture import picture
+    from quillgpt.lab.doctor.picture import picture
 
     record, judge = diagnosis.observed.record, diagnosis.observed.judge
     last = record.lines[-1] if record.lines else {"step": 0, "tokens": 0}
@@ -81,10 +80,12 @@ def show(console: "Console", diagnosis: "Diagnosis") -> None:
     console.print(Text(f"{record.path}: step {last['step']:,} of {steps:,}, {last['tokens']:,} tokens", style="bold"))
     console.print(Text(diagnosis.verdict))
     if judge and judge.points:
-        lines = picture(judge.band, judge.points, width=min(console.width, 72), height=PICTURE_LINES)
+        width, is_ascii = min(console.width, 72), console.options.ascii_only
+        lines = picture(judge.band, judge.points, width=width, height=PICTURE_LINES, is_ascii=is_ascii)
         console.print()
         console.print(Text("\n".join(lines), no_wrap=True, style="cyan"))
-        console.print(Text(f"       {about(diagnosis)}", style="dim"))
+        shaded = f"{judge.band.level:.1%} of healthy runs of {judge.band.recipe} ({len(judge.band.seeds)} seeds)"
+        console.print(Text(f"       shaded: {shaded}", style="dim"))
     for number, (name, found) in enumerate(diagnosis.findings.items(), start=1):
         console.print()
         console.print(Text(f"{number}. {name}: ", style="bold") + Text(found.certainty, style=COLOURS[found.certainty]))
@@ -96,29 +97,22 @@ def show(console: "Console", diagnosis: "Diagnosis") -> None:
     console.print()
     if diagnosis.is_healthy:
         console.print(Text("nothing found", style="bold green"))
-    for heading, names in looked_for(diagnosis).items():
+    for heading, names in causes_checked(diagnosis).items():
         console.print(Text(f"{heading}:", style="dim"))
         console.print(Padding(Text(names, style="dim"), (0, 0, 0, 3)))
 
 
-def about(diagnosis: "Diagnosis") -> str:
-    """What the shaded band is."""
-    band = diagnosis.observed.band
-    assert band is not None
-    return f"shaded: where {band.level:.1%} of healthy runs of {band.recipe} are ({len(band.seeds)} seeds)"
-
-
-def looked_for(diagnosis: "Diagnosis") -> dict[str, str]:
-    """What was looked for and not found, and what could not be looked for, by the reason."""
-    found = {"looked for and not found": ", ".join(diagnosis.checked)} if diagnosis.checked else {}
+def causes_checked(diagnosis: "Diagnosis") -> dict[str, str]:
+    """Return the causes that were not found, and by reason those that could not be checked."""
+    found = {"checked and not found": ", ".join(diagnosis.checked)} if diagnosis.checked else {}
     for reason in dict.fromkeys(diagnosis.not_checked.values()):
         names = [name for name, other in diagnosis.not_checked.items() if other == reason]
-        found[f"not looked for, because {reason}"] = ", ".join(names)
+        found[f"not checked, because {reason}"] = ", ".join(names)
     return found
 
 
 def as_json(diagnosis: "Diagnosis") -> dict[str, Any]:
-    """All that the text shows, and the probes' numbers."""
+    """Return the content of the text output, and the numbers of the probes."""
     observed = diagnosis.observed
     judge, probe = observed.judge, observed.probe
     band = None
@@ -139,9 +133,7 @@ def as_json(diagnosis: "Diagnosis") -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value that JSON has: columns as lists, numbers that are not finite as null."""
-    import math
-
+    """Convert to JSON types: arrays to lists, numbers that are not finite to None."""
     if isinstance(value, dict):
         return {str(name): plain(entry) for name, entry in value.items()}
     if hasattr(value, "tolist"):

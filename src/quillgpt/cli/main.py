@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import NoReturn, TextIO
 
 from quillgpt.cli import COMMANDS
+from quillgpt.cli.console import escaped, messages
 from quillgpt.errors import EXIT_CODES, ConfigError, QuillError, nearest, shown
 from quillgpt.openmp import spin_briefly
 
@@ -23,7 +24,7 @@ def main() -> NoReturn:
     if is_debugging:
         arguments.remove("--debug")
     else:
-        sys.excepthook = _tell_a_bug
+        sys.excepthook = _report_bug
     _prepare_streams()
     spin_briefly()
     try:
@@ -34,14 +35,14 @@ def main() -> NoReturn:
             traceback.print_exc()
     code, message = _with_output_flushed(code, message)
     if message:
-        with contextlib.suppress(OSError):  # nobody can be told
-            print(f"quill: {_on_one_line(message)}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # standard error is closed
+            print(f"quill: {escaped(message)}", file=sys.stderr, flush=True)
     _discard_unwritable(sys.stderr)
     sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line without its first word and return the exit code; errors are raised."""
+    """Run a command line without its first word, `quill`; return the exit code."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -53,28 +54,29 @@ def run(arguments: list[str]) -> int:
     command = arguments[0]
     if command not in COMMANDS:
         raise ConfigError(f"no command {shown(command)}{nearest(command, COMMANDS)}; `quill --help` lists all")
-    return importlib.import_module(COMMANDS[command][0]).main(arguments[1:])
+    with messages():
+        return importlib.import_module(COMMANDS[command][0]).main(arguments[1:])
 
 
 def overview() -> str:
-    """The text of `quill --help`."""
+    """Return the text of `quill --help`."""
     commands = "\n".join(f"  {name:<13} {meaning}" for name, (_, meaning) in COMMANDS.items())
     codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
     return (
         "quill: train, resume, evaluate and sample GPT-2-class language models\n\n"
-        f"usage: quill COMMAND ...      (quill COMMAND --help tells more; --debug shows tracebacks)\n\n"
+        f"usage: quill COMMAND ...      (see quill COMMAND --help; --debug shows tracebacks)\n\n"
         f"commands\n{commands}\n\nexit codes\n{codes}"
     )
 
 
 def explained(error: BaseException) -> tuple[int, str]:
-    """The exit code and the line for what ended a command; a bug is raised again."""
+    """Return exit code and message for an error that ended a command; a bug is raised again."""
     match error:
         case QuillError():
             return error.exit_code, str(error)
         case KeyboardInterrupt():
             return 130, "interrupted"
-        case BrokenPipeError():  # `quill ... | head`: the reader has enough
+        case BrokenPipeError():  # `quill ... | head`
             return 0, ""
         case SystemExit():  # after --help; or rich's answer to a broken pipe
             is_pipe = isinstance(error.__context__, BrokenPipeError)
@@ -82,21 +84,16 @@ def explained(error: BaseException) -> tuple[int, str]:
         case MemoryError():
             return 71, "out of memory; use a smaller model, --batch-size or --context-length"
         case OSError():
+            code = 71 if error.errno == errno.ENOMEM else 74 if error.errno in DISK_ERRORS else 65
             place = f"{error.filename}: " if error.filename else ""
-            return _operating_system_code(error), f"{place}{error.strerror or error}"
+            return code, f"{place}{error.strerror or error}"
     if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
         return explained(MemoryError())
     raise error
 
 
-def _operating_system_code(error: OSError) -> int:
-    if error.errno == errno.ENOMEM:
-        return 71
-    return 74 if error.errno in DISK_ERRORS else 65
-
-
 def _prepare_streams() -> None:
-    """Give a closed stream (`quill ... >&-`) somewhere to go, and characters a terminal cannot show an escape."""
+    """Replace closed streams (`quill ... >&-`) by /dev/null, and escape characters that a terminal cannot show."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
@@ -107,7 +104,7 @@ def _prepare_streams() -> None:
 
 
 def _with_output_flushed(code: int, message: str) -> tuple[int, str]:
-    """The outcome once standard output is written in full, or another where that fails."""
+    """Flush standard output; return the exit code and message, or those of the failure."""
     error = _discard_unwritable(sys.stdout)
     if error is None or isinstance(error, BrokenPipeError):
         return code, message
@@ -115,7 +112,7 @@ def _with_output_flushed(code: int, message: str) -> tuple[int, str]:
 
 
 def _discard_unwritable(stream: TextIO) -> OSError | None:
-    """Flush a stream; where that fails, let its rest go nowhere, because Python would fail on it again at its exit."""
+    """Flush a stream; if that fails, redirect it to /dev/null, because Python would fail on it again at exit."""
     try:
         stream.flush()
     except OSError as error:
@@ -124,13 +121,8 @@ def _discard_unwritable(stream: TextIO) -> OSError | None:
     return None
 
 
-def _on_one_line(message: str) -> str:
-    """The message with newlines, and whatever else a terminal obeys, written out."""
-    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in message)
-
-
-def _tell_a_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    what = _on_one_line(f"{kind.__name__}: {error}")
+def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    what = escaped(f"{kind.__name__}: {error}")
     print(f"quill: a bug: {what}; add --debug to see where, and please report it", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""`quill report RUN...`: what runs did, as one HTML file, as PNG figures, or as text in the terminal."""
+"""`quill report RUN...`: report on runs as one HTML file, as PNG figures, or as text in the terminal."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,12 @@ from quillgpt.cli.arguments import flag, parse
 from quillgpt.errors import ConfigError
 
 DESCRIPTION = """\
-Tell what runs did: what was trained on what, the curves, task scores, samples, settings, environment.
+Report on runs: what was trained on what, the curves, task scores, samples, settings, environment.
 
-Without --png and --text it writes one HTML file that needs no network and runs no script. Several runs are drawn over \
-each other. A run that still goes on can be reported on too. The figures need quillgpt[report]; --text does not."""
+Without --png and --text it writes one HTML file that needs no network and runs no script. Several runs share the \
+figures. A run that is still training can be reported on too. The figures need quillgpt[lab]; --text does not."""
 LONGEST_NAME = 80
-MOST_RUNS = 28  # so many differ in colour or dash
+MOST_RUNS = 28  # that differ in colour or dash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,11 @@ class ReportOptions:
     """The help is `DESCRIPTION`."""
 
     runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[RUN ...]")] = ()
-    """run directories; nothing: the newest run under runs/"""
+    """run directories; by default the newest run under runs/"""
     out: Annotated[str, tyro.conf.arg(metavar="FILE")] = "auto"
     """HTML file to write; auto: RUN/report.html, for several runs reports/A-B.html"""
     png: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""
-    """write the figures alone, as PNG for a paper, into this directory"""
+    """write only the figures, as PNG for a paper, into this directory"""
     text: Annotated[bool, flag("print the report in the terminal")] = False
 
 
@@ -35,7 +35,10 @@ def main(arguments: list[str]) -> int:
     """Run `quill report`."""
     options, _ = parse(ReportOptions, arguments, prog="quill report", description=DESCRIPTION)
     _check(options)
-    from quillgpt.report.drawing import require_matplotlib
+    from quillgpt.lab.report.page import Report, write_page
+    from quillgpt.lab.report.plot import require_matplotlib, write_figures
+    from quillgpt.lab.report.runs import read_runs
+    from quillgpt.lab.report.text import size
     from quillgpt.run_dir import newest_run
 
     if not options.text:
@@ -44,27 +47,18 @@ def main(arguments: list[str]) -> int:
     out = default_out(runs) if options.out == "auto" else Path(options.out)
     if not (options.text or options.png):
         _check_replaceable(out)
-    from quillgpt.report.contents import contents_of
-    from quillgpt.report.subject import read_subjects
-
-    contents = contents_of(read_subjects(runs))
+    report = Report(read_runs(runs))
     if options.text:
         from rich.console import Console
 
-        from quillgpt.report.terminal import print_report
+        from quillgpt.lab.report.terminal import print_report
 
-        print_report(Console(highlight=False), contents)
-        return 0
-    if options.png:
-        from quillgpt.report.figure_files import write_figures
-
-        written = write_figures(contents, Path(options.png))
+        print_report(Console(highlight=False), report)
+    elif options.png:
+        written = write_figures(report.plots, Path(options.png))
         print(f"{len(written)} figures in {options.png}: {', '.join(path.name for path in written)}")
-        return 0
-    from quillgpt.report.page import write_page
-    from quillgpt.report.wording import size
-
-    print(f"{out} ({size(write_page(contents, out))})")
+    else:
+        print(f"{out} ({size(write_page(report, out))})")
     return 0
 
 
@@ -76,7 +70,7 @@ def _check(options: ReportOptions) -> None:
     if not options.out:
         raise ConfigError("--out is empty; name a file, as in --out report.html")
     if len(options.runs) > MOST_RUNS:
-        raise ConfigError(f"{len(options.runs)} runs are too many to tell apart in one figure: at most {MOST_RUNS}")
+        raise ConfigError(f"{len(options.runs)} runs are too many for one report (at most {MOST_RUNS})")
 
 
 def default_out(runs: list[Path]) -> Path:
@@ -91,13 +85,13 @@ def default_out(runs: list[Path]) -> Path:
 
 
 def _check_replaceable(out: Path) -> None:
-    """Refuse to write over what is no report."""
-    from quillgpt.report.page import MARK
+    """Refuse to replace a file that is not a report."""
+    from quillgpt.lab.report.page import MARK
 
     if out.is_dir():
-        raise ConfigError(f"--out {out} is a directory; name a file in it, as {out / 'report.html'}")
+        raise ConfigError(f"--out {out} is a directory; name a file in it, such as {out / 'report.html'}")
     if out.is_file():
         with out.open("rb") as file:
             is_report = MARK.encode() in file.read(4096)
         if not is_report:
-            raise ConfigError(f"{out} is there and is no report of quill's; choose another --out")
+            raise ConfigError(f"{out} exists and is not a report of quill's; choose another --out")

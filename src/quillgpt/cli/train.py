@@ -1,43 +1,73 @@
-"""`quill train RECIPE [--flags]`: train, or continue, a run."""
+"""`quill train RECIPE [--flags]`: train a run, or resume it."""
 
-from quillgpt.cli.output import run_console
-from quillgpt.cli.prepare import progress_display
-from quillgpt.cli.settings import Settings, load_settings
-from quillgpt.cli.train_seeds import plan, repeats, run_repeats, without_seeds
+from quillgpt.cli.arguments import Settings, load_settings, without_number
+from quillgpt.cli.console import messages, output_console, progress_display, run_console
+from quillgpt.config import RunConfig
+from quillgpt.errors import NonFiniteError
+from quillgpt.lab.seeds import FLAG, MAX_SEEDS, plan_lines, repeats, run_repeats, summary
+
+PIPE_COLUMNS = 160
 
 
 def main(arguments: list[str]) -> int:
     """Train by a recipe and flags, with --seeds several times; --dry-run only shows, --eval-only only evaluates."""
-    words, seeds = without_seeds(arguments)
+    words, seeds = without_number(arguments, FLAG, most=MAX_SEEDS)
     settings = load_settings(words)
-    configs = repeats(settings, seeds) if seeds else []
+    configs = repeats(settings.config, settings.origins, settings.recipe, seeds) if seeds else []
     if settings.is_dry_run:
-        from quillgpt.cli.dry_run import show
-
-        code = show(settings)
-        print("\n".join(["", *plan(configs)] if configs else []), end="\n" if configs else "")
-        return code
-    if settings.config.train.eval_only:
+        show_plan(settings)
+        if configs:
+            print("", *plan_lines(configs), sep="\n")
+    elif settings.config.train.eval_only:
         from quillgpt.cli.eval import evaluate_run
+        from quillgpt.training.setup import check_menus
 
+        check_menus(settings.config)
         return evaluate_run(settings.config)
-    return run_repeats(configs) if configs else run(settings)
+    elif configs:
+        train_repeats(configs)
+    else:
+        train_once(settings)
+    return 0
 
 
-def run(settings: Settings) -> int:
-    """Train and print how it ended."""
+def show_plan(settings: Settings) -> None:
+    """Print the settings and what is derived from them; nothing is written, prepared or trained."""
+    from quillgpt.lab.plan import plan_table
+
+    output_console(pipe_columns=PIPE_COLUMNS).print(plan_table(settings.config, settings.origins))
+
+
+def train_once(settings: Settings) -> None:
+    """Train, and print the validation loss."""
     from quillgpt.distributed import ranks_from_environment
-    from quillgpt.train.loop import train
-    from quillgpt.train.progress import Terminal
+    from quillgpt.lab.bands import BandWatch
+    from quillgpt.training.loop import train
+    from quillgpt.training.screen import Terminal
 
     console = run_console()
-    outcome = train(settings.config, Terminal(console, progress_display))
-    if ranks_from_environment().is_first:
-        result = outcome.held_out
+    is_main_process = ranks_from_environment().is_main_process
+    with messages(console, is_shown=is_main_process):
+        outcome = train(settings.config, Terminal(console, progress_display, BandWatch()))
+    if is_main_process:
+        result = outcome.validation
         console.print(
-            f"held out: {result.loss:.4f} ± {result.standard_error:.4f} nats per token, "
+            f"val loss: {result.loss:.4f} ± {result.standard_error:.4f} nats per token, "
             f"{result.bits_per_byte:.4f} bits per byte ({result.tokens:,} tokens)",
             soft_wrap=True,
         )
         console.print(f"next: quill sample {outcome.run}", soft_wrap=True)
-    return 0
+
+
+def train_repeats(configs: list[RunConfig]) -> None:
+    """Train the runs of --seeds, and print the mean of their validation losses."""
+    from quillgpt.lab.bands import BandWatch
+    from quillgpt.training.screen import Terminal
+
+    console = run_console()
+    with messages(console):
+        diverged = run_repeats(configs, lambda: Terminal(console, progress_display, BandWatch()))
+    for line in summary(configs):
+        console.print(line, soft_wrap=True)
+    if diverged:
+        raise NonFiniteError(f"{len(diverged)} of {len(configs)} runs diverged: {', '.join(diverged)}")

@@ -1,5 +1,5 @@
 """Text becomes tokens on disk (`prepare`), and tokens on disk become batches (`token_dataset`, `loader`)."""
 
-from quillgpt.data.token_dataset import TokenDataset, load_data_tokenizer
+from quillgpt.data.dataset import TokenDataset, load_data_tokenizer
 
 __all__ = ["TokenDataset", "load_data_tokenizer"]

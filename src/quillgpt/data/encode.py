@@ -1,15 +1,16 @@
-"""Pieces of text become tokens, in order, in as many processes as there are cores.
+"""Encoding chunks of text to tokens, in order, in this process or in one process per core.
 
-A worker process (`encode_worker.py`) reads batches from its standard input and answers on its standard output,
-so that it ends by itself when this process does, however that ends. A thread for each worker waits for its answers.
+A worker process reads batches of chunks from its standard input and writes their tokens to its standard output, so it
+ends when this process does, however that ends. A thread for each worker waits for its answers.
 """
 
 import contextlib
+import signal
 import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,73 +18,73 @@ from typing import IO
 
 import numpy as np
 
-from quillgpt.data.document import EncodedPiece
-from quillgpt.data.shard import checked_tokens, token_dtype
-from quillgpt.data.split import SplitPiece
+from quillgpt.data.document import EncodedChunk, SplitChunk
+from quillgpt.data.shards import checked_tokens, token_dtype
 from quillgpt.errors import DataError, OutOfMemory
-from quillgpt.tokenizer import Tokenizer
+from quillgpt.tokenizer import Tokenizer, load_tokenizer
 
 BATCH_BYTES = 1 << 19
-BATCH_PIECES = 4096
-WAITING_PER_WORKER = 2
+BATCH_CHUNKS = 4096
+QUEUED_BATCHES_PER_WORKER = 2
 OK = b"ok"
 
-Batch = list[SplitPiece]
+Batch = list[SplitChunk]
+EncodedBatches = Generator[list[EncodedChunk], None, None]
 
 
-def batches(pieces: Iterable[SplitPiece]) -> Iterator[Batch]:
-    """Group the pieces so that each group is worth sending to another process."""
+def batches(chunks: Iterable[SplitChunk]) -> Iterator[Batch]:
+    """Group the chunks so that each group is worth sending to another process."""
     batch: Batch = []
     size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece.content)
-        if size >= BATCH_BYTES or len(batch) >= BATCH_PIECES:
+    for chunk in chunks:
+        batch.append(chunk)
+        size += len(chunk.content)
+        if size >= BATCH_BYTES or len(batch) >= BATCH_CHUNKS:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
 
 
-def encode_here(batches: Iterable[Batch], tokenizer: Tokenizer) -> Iterator[list[EncodedPiece]]:
+def encode_here(batches: Iterable[Batch], tokenizer: Tokenizer) -> EncodedBatches:
     """Encode the batches in this process."""
     for batch in batches:
-        yield _encoded(batch, [encode_piece(tokenizer, piece.content, piece.ends_document) for piece in batch])
+        yield _encoded(batch, [encode_chunk(tokenizer, chunk.content, chunk.ends_document) for chunk in batch])
 
 
 def encode_in_processes(
     batches: Iterable[Batch], tokenizer_file: Path, *, vocab_size: int, processes: int
-) -> Iterator[list[EncodedPiece]]:
+) -> EncodedBatches:
     """Encode the batches in worker processes; at most a few per worker are in memory at a time."""
     workers = [Worker(tokenizer_file, vocab_size) for _ in range(processes)]
     idle: SimpleQueue[Worker] = SimpleQueue()
     for worker in workers:
         idle.put(worker)
 
-    def encode(batch: Batch) -> list[EncodedPiece]:
+    def encode(batch: Batch) -> list[EncodedChunk]:
         worker = idle.get()
         try:
             return worker.encode(batch)
         finally:
-            idle.put(worker)  # a dead one too, or the next thread would wait for it for ever
+            idle.put(worker)  # a dead one too, or the next thread would wait for it forever
 
-    waiting: deque[Future[list[EncodedPiece]]] = deque()
+    queued: deque[Future[list[EncodedChunk]]] = deque()
     threads = ThreadPoolExecutor(processes)
     try:
         for batch in batches:
-            waiting.append(threads.submit(encode, batch))
-            if len(waiting) >= processes * WAITING_PER_WORKER:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            queued.append(threads.submit(encode, batch))
+            if len(queued) >= processes * QUEUED_BATCHES_PER_WORKER:
+                yield queued.popleft().result()
+        while queued:
+            yield queued.popleft().result()
     finally:
         for worker in workers:
             worker.stop()  # a thread that still waits for an answer sees its worker end
         threads.shutdown(wait=True, cancel_futures=True)
 
 
-def encode_piece(tokenizer: Tokenizer, content: bytes, ends_document: bool) -> np.ndarray:
-    """The tokens of a piece in the vocabulary's dtype, with end of text where its document ends."""
+def encode_chunk(tokenizer: Tokenizer, content: bytes, ends_document: bool) -> np.ndarray:
+    """Return the tokens of a chunk in the vocabulary's dtype, with an end of text if its document ends."""
     tokens = tokenizer.encode_array(content.decode())
     if ends_document:
         tokens = np.append(tokens, np.uint32(tokenizer.end_of_text))
@@ -96,7 +97,7 @@ class Worker:
     def __init__(self, tokenizer_file: Path, vocab_size: int) -> None:
         self._dtype = token_dtype(vocab_size)
         # Not multiprocessing: it would run the user's script again, or fork a process that has threads.
-        start = f"import sys; sys.path[:] = {sys.path!r}; from quillgpt.data.encode_worker import main; main()"
+        start = f"import sys; sys.path[:] = {sys.path!r}; from quillgpt.data.encode import main; main()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", start, str(tokenizer_file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -104,16 +105,16 @@ class Worker:
         assert self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
 
-    def encode(self, batch: Batch) -> list[EncodedPiece]:
+    def encode(self, batch: Batch) -> list[EncodedChunk]:
         """Send a batch and wait for its tokens."""
-        ends = bytes(piece.ends_document for piece in batch)
+        ends = bytes(chunk.ends_document for chunk in batch)
         try:
-            send(self._requests, ends, *(piece.content for piece in batch))
+            send(self._requests, ends, *(chunk.content for chunk in batch))
             answer = receive(self._answers)
         except BrokenPipeError:
             answer = None
         if answer is None:
-            raise self._death()
+            raise self._exit_error()
         status, *content = answer
         if status != OK:
             raise DataError(status.decode())
@@ -127,12 +128,26 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # what was buffered for it when it died
             self._requests.close()
 
-    def _death(self) -> Exception:
+    def _exit_error(self) -> Exception:
         code = self._process.wait()
         message = f"an encoding process ended unexpectedly (exit status {code})"
-        if code == -9:
-            return OutOfMemory(f"{message}, killed perhaps for lack of memory; run it again with fewer --processes")
+        if code == -9:  # SIGKILL, which Windows does not have
+            return OutOfMemory(f"{message}, perhaps killed for lack of memory; run it again with fewer --processes")
         return RuntimeError(message)
+
+
+def main() -> None:
+    """Run a worker process: encode until standard input ends; the last argument is the tokenizer.json."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process group; the parent decides
+    tokenizer = load_tokenizer(Path(sys.argv[-1]))
+    while (message := receive(sys.stdin.buffer)) is not None:
+        ends, *contents = message
+        try:
+            tokens = [encode_chunk(tokenizer, content, bool(end)) for content, end in zip(contents, ends, strict=True)]
+        except DataError as error:
+            send(sys.stdout.buffer, str(error).encode())
+            continue
+        send(sys.stdout.buffer, OK, *(array.tobytes() for array in tokens))
 
 
 def send(pipe: IO[bytes], *parts: bytes) -> None:
@@ -142,7 +157,7 @@ def send(pipe: IO[bytes], *parts: bytes) -> None:
 
 
 def receive(pipe: IO[bytes]) -> list[bytes] | None:
-    """Read a message's parts; None when the other side is gone."""
+    """Read a message's parts; None if the other side is gone."""
     head = pipe.read(8)
     if len(head) < 8:
         return None
@@ -152,8 +167,12 @@ def receive(pipe: IO[bytes]) -> list[bytes] | None:
     return parts if [len(part) for part in parts] == list(sizes) else None
 
 
-def _encoded(batch: Batch, tokens: list[np.ndarray]) -> list[EncodedPiece]:
+def _encoded(batch: Batch, tokens: list[np.ndarray]) -> list[EncodedChunk]:
     return [
-        EncodedPiece(piece.split, array, piece.ends_document, len(piece.content), piece.digest)
-        for piece, array in zip(batch, tokens, strict=True)
+        EncodedChunk(chunk.split, array, chunk.ends_document, len(chunk.content), chunk.digest)
+        for chunk, array in zip(batch, tokens, strict=True)
     ]
+
+
+if __name__ == "__main__":
+    main()

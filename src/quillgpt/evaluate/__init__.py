@@ -1,1 +1,1 @@
-"""Is it any good? Held-out loss in full, in units that compare across tokenizers."""
+"""Evaluation of models: validation loss, tasks, and lm-evaluation-harness; each result is one JSON file."""

@@ -1,9 +1,9 @@
 """GPT-2 in one file, from a text to a model that continues it [Radford 2019].
 
 Read it from top to bottom; `python gpt2.py FILE.txt` runs it. torch multiplies matrices,
-draws random numbers and finds gradients; all else is written out. The names are the real
-model's, and tests hold both to the same numbers. Shapes stand at the end of a line:
-B sequences, T tokens in each, C channels, H heads of D channels, V tokens to choose from.
+draws random numbers and computes gradients; everything else is here. The names are those of
+the real model, and tests check that both compute the same numbers. Comments give shapes:
+B sequences, T tokens in each, C channels, H heads of D channels, a vocabulary of V tokens.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 
-# 1. Settings: the numbers that somebody has to choose
+# 1. Settings: the hyperparameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Config:
     vocab_size: int = 512  # V, GPT-2: 50257
     steps: int = 600
     batch_size: int = 16  # B, GPT-2: 512
-    lr: float = 2e-3  # the learning rate at its highest
+    lr: float = 2e-3  # the highest learning rate
     min_lr: float = 2e-4
     warmup_steps: int = 50
     beta1: float = 0.9
@@ -46,14 +46,14 @@ class Config:
 
 
 # 2. Text: from characters to numbers
-# A text is a row of bytes, numbers below 256. Two that often stand side by side become one
+# A text is a sequence of bytes, numbers below 256. Two that are often adjacent become one
 # token, and so do two tokens: h e -> he, t he -> the. A common word ends up as one number,
 # a rare one as several [Sennrich 2016]. Here a token is a character, so that merging is
-# `replace`. (GPT-2 has 50,000 merges, and cuts the text into words before.)
+# `replace`. (GPT-2 has 50,000 merges, and first splits the text into words.)
 
 
 def learn_merges(text: str, count: int) -> list[str]:
-    """Merge the most frequent pair, again and again; returns the pairs in this order."""
+    """Merge the most frequent pair, `count` times; returns the pairs in this order."""
     tokens, merges = text.encode().decode("latin-1"), []  # one character for each byte
     while len(merges) < count and len(tokens) > 1:
         pair = "".join(Counter(pairwise(tokens)).most_common(1)[0][0])
@@ -71,16 +71,16 @@ def encode(text: str, merges: list[str]) -> list[int]:
 
 
 def decode(tokens: list[int], merges: list[str]) -> str:
-    """The text of the tokens: every merge is undone, the last one first."""
+    """The text of the tokens: undoes every merge, the last one first."""
     text = "".join(chr(token) for token in tokens)
     for number in reversed(range(len(merges))):
         text = text.replace(chr(256 + number), merges[number])
     return text.encode("latin-1").decode(errors="replace")
 
 
-# 3. Weights: all that a model knows
-# A model is a set of named tensors. They begin as small random numbers, and training
-# changes nothing else. What is added to the residual stream (see 4) begins smaller, so that
+# 3. Weights: everything a model learns
+# A model is a set of named tensors. They start as small random numbers, and training
+# changes nothing else. What is added to the residual stream (see 4) starts smaller, so that
 # the stream does not grow with the number of layers [Radford 2019, 2.3].
 
 
@@ -108,17 +108,17 @@ def initial_weights(config: Config) -> Tensors:
 
 # 4. Model: from tokens to a score for every possible next token
 # Each token has C channels, its residual stream. Every block adds to it twice: attention
-# compares a token's query with the keys of earlier ones and brings in their values, mixed
-# by how well they fit; the MLP, two linear layers and a switch, works on each token alone.
+# compares a token's query with the keys of earlier ones and adds up their values, weighted
+# by how well they match; the MLP, two linear layers around a GELU, sees one token at a time.
 
 
 def linear(x: Tensor, weights: Tensors, name: str) -> Tensor:
-    """Each channel out is a weighted sum of all channels in: (..., in) -> (..., out)."""
+    """Each output channel is a weighted sum of the input channels: (..., in) -> (..., out)."""
     return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
 
 def layer_norm(x: Tensor, weights: Tensors, name: str) -> Tensor:
-    """Each token's channels, brought to mean 0 and variance 1, then scaled [Ba 2016]."""
+    """Normalize each token's channels to mean 0 and variance 1, then scale them [Ba 2016]."""
     centred = x - x.mean(dim=-1, keepdim=True)  # (B, T, C)
     variance = centred.square().mean(dim=-1, keepdim=True)  # (B, T, 1)
     scaled = centred / torch.sqrt(variance + 1e-5)
@@ -126,29 +126,29 @@ def layer_norm(x: Tensor, weights: Tensors, name: str) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """A smooth switch: far above 0 all passes, far below nothing [Hendrycks 2016]."""
+    """A smooth ReLU: the identity far above 0, and 0 far below [Hendrycks 2016]."""
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """From scores to shares: none below 0, and 1 together along the last axis."""
+    """From scores to probabilities: not negative, with sum 1 along the last axis."""
     powers = torch.exp(scores - scores.amax(dim=-1, keepdim=True))  # at most 1: no overflow
     return powers / powers.sum(dim=-1, keepdim=True)
 
 
 def attention_weights(query: Tensor, key: Tensor) -> Tensor:
-    """How much each token takes from each earlier one: two (B, H, T, D) -> (B, H, T, T)."""
+    """How much each token attends to each earlier one: two (B, H, T, D) -> (B, H, T, T)."""
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
     is_visible = torch.ones_like(scores, dtype=torch.bool).tril()  # itself and earlier ones
     return softmax(scores.masked_fill(~is_visible, -math.inf))
 
 
 def attention(x: Tensor, weights: Tensors, name: str, n_head: int) -> Tensor:
-    """Each token gathers from earlier ones, in H ways at once [Vaswani 2017, 3.2]."""
+    """Multi-head self-attention over earlier tokens: (B, T, C) -> (B, T, C) [Vaswani 2017, 3.2]."""
     parts = linear(x, weights, f"{name}.qkv").chunk(3, dim=-1)  # three of (B, T, C)
     query, key, value = (part.unflatten(-1, (n_head, -1)).transpose(1, 2) for part in parts)
-    mixed = attention_weights(query, key) @ value  # (B, H, T, T) @ (B, H, T, D)
-    return linear(mixed.transpose(1, 2).flatten(2), weights, f"{name}.projection")
+    heads = attention_weights(query, key) @ value  # (B, H, T, T) @ (B, H, T, D)
+    return linear(heads.transpose(1, 2).flatten(2), weights, f"{name}.projection")
 
 
 def gpt(tokens: Tensor, weights: Tensors, config: Config) -> Tensor:
@@ -165,28 +165,28 @@ def gpt(tokens: Tensor, weights: Tensors, config: Config) -> Tensor:
     return x @ weights["token_embedding.weight"].T  # one matrix reads and writes tokens
 
 
-# 5. Training: small steps that make the model less surprised
-# The loss is the surprise, -ln p, at the token that really follows. Its gradient says how
-# it grows with each weight, and AdamW goes the other way: by the mean gradient over the
-# root of its mean square, so a weight that is always pushed the same way takes a full step,
-# and one that is pushed to and fro a small one [Kingma 2015, Loshchilov 2019].
+# 5. Training: small steps that lower the loss
+# The loss is -ln p of the token that really follows. Its gradient says how it grows with
+# each weight, and AdamW steps the other way, by the mean gradient over the root of the mean
+# square gradient: a weight that is always pushed the same way takes a full step, and one
+# that is pushed back and forth a small one [Kingma 2015, Loshchilov 2019].
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean surprise in nats per token, of (B, T, V) at (B, T); knowing nothing costs ln V."""
+    """Mean -ln p in nats per token, of logits (B, T, V) at (B, T); a uniform guess has ln V."""
     log_probabilities = logits - logits.logsumexp(dim=-1, keepdim=True)  # (B, T, V)
     return -log_probabilities.gather(-1, targets[..., None]).mean()
 
 
 def batch(tokens: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """Random pieces of the text, and as targets the same moved on by one; both (B, T)."""
+    """Random pieces of the text as inputs, shifted by one as targets; both (B, T)."""
     starts = torch.randint(len(tokens) - config.context_length, (config.batch_size, 1))
-    places = starts + torch.arange(config.context_length)  # (B, 1) + (T) -> (B, T)
-    return tokens[places], tokens[places + 1]
+    indices = starts + torch.arange(config.context_length)  # (B, 1) + (T) -> (B, T)
+    return tokens[indices], tokens[indices + 1]
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """Up a straight line while the means are rough, then down a cosine [Loshchilov 2017]."""
+    """Linear warm-up while AdamW's means are rough, then cosine decay [Loshchilov 2017]."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / (config.warmup_steps + 1)
     progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
@@ -195,50 +195,50 @@ def learning_rate(step: int, config: Config) -> float:
 
 @torch.no_grad()
 def adamw(weights: Tensors, gradients: Tensors, moments: dict, step: int, config: Config) -> None:
-    """Move every weight, in place; matrices also shrink a little, biases and norms do not."""
+    """Update every weight in place; matrices also decay a little, biases and norms do not."""
     for name, gradient in gradients.items():
         weight, (mean, square) = weights[name], moments[name]
         mean += (1 - config.beta1) * (gradient - mean)
         square += (1 - config.beta2) * (gradient**2 - square)
-        true_mean = mean / (1 - config.beta1 ** (step + 1))  # as if it had not begun at 0
+        true_mean = mean / (1 - config.beta1 ** (step + 1))  # corrects the start at 0
         true_square = square / (1 - config.beta2 ** (step + 1))
-        shrink = config.weight_decay if weight.ndim >= 2 else 0.0
-        change = true_mean / (true_square.sqrt() + config.eps) + shrink * weight
+        decay = config.weight_decay if weight.ndim >= 2 else 0.0
+        change = true_mean / (true_square.sqrt() + config.eps) + decay * weight
         weight -= learning_rate(step, config) * change
 
 
 def train(weights: Tensors, tokens: Tensor, config: Config) -> Iterator[float]:
-    """Learn from the text; yields the loss of each step."""
+    """Train the weights in place on tokens (N); yields the loss of each step."""
     moments = {name: (torch.zeros_like(x), torch.zeros_like(x)) for name, x in weights.items()}
     for step in range(config.steps):
         inputs, targets = batch(tokens, config)
         loss = cross_entropy(gpt(inputs, weights, config), targets)
         gradients = torch.autograd.grad(loss, list(weights.values()))
         norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
-        share = (config.gradient_clip / (norm + 1e-6)).clamp(max=1)  # [Pascanu 2013]
-        clipped = (share * gradient for gradient in gradients)  # no batch may do much harm
+        scale = (config.gradient_clip / (norm + 1e-6)).clamp(max=1)  # [Pascanu 2013]
+        clipped = (scale * gradient for gradient in gradients)  # limits the effect of one batch
         adamw(weights, dict(zip(weights, clipped, strict=True)), moments, step, config)
         yield loss.item()
 
 
-# 6. Sampling: the model says what may follow, one token is drawn, and so on
+# 6. Sampling: draw one token from the model's prediction, append it, repeat
 
 
 @torch.no_grad()
 def sample(prompt: list[int], count: int, weights: Tensors, config: Config) -> Iterator[int]:
-    """Continue the prompt with tokens on whose share a random point falls, of the k likeliest: k = 1 is greedy."""
+    """Continue the prompt by `count` tokens, each drawn from the k most likely; k = 1 is greedy."""
     window = prompt[-config.context_length :]
     for _ in range(count):
         logits = gpt(torch.tensor([window]), weights, config)[0, -1]  # (V)
         is_likely = logits >= logits.topk(config.top_k).values[-1]
-        shares = softmax(logits.masked_fill(~is_likely, -math.inf) / config.temperature)
-        window += [min(int((shares.cumsum(0) <= torch.rand((), dtype=torch.float64)).sum()), len(shares) - 1)]
+        p = softmax(logits.masked_fill(~is_likely, -math.inf) / config.temperature)
+        window += [min(int((p.cumsum(0) <= torch.rand((), dtype=torch.float64)).sum()), len(p) - 1)]
         yield window[-1]
-        if len(window) > config.context_length:  # full: go on with its last half
+        if len(window) > config.context_length:  # full: keep its last half
             window = window[-max(1, config.context_length // 2) :]
 
 
-# 7. Run: all of it, on a text of yours
+# 7. Run: everything, on your own text
 
 if __name__ == "__main__":
     config, text = Config(), Path(sys.argv[1]).read_text(encoding="utf-8")

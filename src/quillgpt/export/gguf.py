@@ -1,105 +1,107 @@
-"""Entry `gguf`: one file for llama.cpp and what is built on it, with the tokenizer inside. GPT-2-shaped models only.
+"""Exporter `gguf`: one file for llama.cpp, with the tokenizer inside. GPT-2-shaped models only.
 
-Names and keys are llama.cpp's for the architecture gpt2 [Gerganov 2023]. As its converter does, f16 and q8_0 are for
-the matrices: norms, biases and positions stay f32, and a row that is no multiple of 32 numbers becomes f16, not q8_0.
+Names and keys are llama.cpp's for the architecture gpt2 [Gerganov 2023]. As in its converter, f16 and q8_0 apply to
+matrices: norms, biases and position embeddings stay f32, and a matrix whose rows are not a multiple of 32 becomes f16
+instead of q8_0.
 """
 
 import json
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
+from quillgpt import files
 from quillgpt.config import ModelConfig
 from quillgpt.errors import ConfigError, ExportError
-from quillgpt.export.format import Format, Origin, Written
-from quillgpt.export.gguf_file import StoredTensor, Value, write_gguf
-from quillgpt.export.gpt2_shape import gpt2_config, gpt2_tensors, in_the_way
-from quillgpt.export.quiet import quiet
-from quillgpt.export.safetensors_file import float32_bytes
-from quillgpt.export.tokenizer_files import write_json
+from quillgpt.export import Format, Origin, Written, quiet
+from quillgpt.export.gpt2 import float32_array, gpt2_config, gpt2_tensors, not_gpt2
 from quillgpt.model.gpt import GPT
+from quillgpt.model.mlp import MLPS
 from quillgpt.model.norm import EPSILON
 from quillgpt.tokenizer import Tokenizer
 
-ARCHITECTURE = "gpt2"
+VERSION = 3
+ALIGNMENT = 32
+UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
+"""type numbers of the format"""
+
 NORMAL, CONTROL = 1, 3
-"""the format's types of tokens"""
+"""token types of the format"""
+
+Value = bool | int | float | str | Sequence[str] | Sequence[int]
+
+ACTIVATION = "gelu_new"  # the only one of llama.cpp's GPT-2
 
 ROUNDING = {"F32": 0.0, "F16": 2**-11, "Q8_0": 0.5 / 127 + 2**-11}
-"""how far a number may be off, as a fraction of the largest of the 32 it is stored with (F16: of itself).
+"""largest rounding error of a number, relative to itself; in Q8_0 to the largest of the 32 numbers of its block
 
-Q8_0 has 127 steps up to the largest, and rounds the size of a step to 11 bits, an error that grows with their number.
+Q8_0 has 127 steps up to the largest number, and rounds the step size to 11 bits, an error that grows with the number of
+steps.
 """
 SMALLEST = 2.0**-25
-"""half of the smallest step of f16, added to the above"""
+"""half of the smallest step of f16, which is added to the error"""
 
 
 def refuse(config: ModelConfig, tokenizer: str, dtype: str) -> None:
     """Refuse a model that is not GPT-2's network, and a tokenizer that is not byte-level."""
-    other = in_the_way(config)
-    if not other and config.mlp != "gelu":
-        other = [f"mlp = {config.mlp!r}"]
-    if other:
-        raise ConfigError(
-            f"gguf: {', '.join(other)} cannot be expressed, only GPT-2's network can; take another format"
-        )
+    differences = not_gpt2(config) or (
+        [f"mlp = {config.mlp!r}"] if MLPS[config.mlp].gpt2_activation != ACTIVATION else []
+    )
+    if differences:
+        reason = "only GPT-2's network can be expressed"
+        raise ConfigError(f"gguf: unsupported {', '.join(differences)} ({reason}); choose another format")
     if tokenizer == "character":
         raise ConfigError(
-            "gguf: tokenizer = 'character' cannot be expressed, only gpt2, bpe and byte; take another format"
+            "gguf: unsupported tokenizer = 'character' (must be gpt2, bpe or byte); choose another format"
         )
 
 
-def write_export(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: str, origin: Origin) -> None:
-    """Write model-DTYPE.gguf, and the config.json that transformers needs to read it; check every tensor of it."""
-    config = model.config
-    tensors = gguf_tensors(model, dtype)
-    path = folder / f"model-{dtype}.gguf"
-    write_gguf(path, hyperparameters(config, dtype, origin) | vocabulary(tokenizer), tensors)
-    write_json(folder / "config.json", gpt2_config(config, tokenizer.end_of_text))
-    check_tensors(path, gguf_names(model))
+def write_export(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: str, origin: Origin) -> str:
+    """Write model-DTYPE.gguf and the config.json that transformers needs to read it; check every tensor of the file."""
+    path, weights = folder / f"model-{dtype}.gguf", gguf_weights(model)
+    write_gguf(path, metadata(model.config, tokenizer, dtype, origin), weights, dtype)
+    files.write_json(folder / "config.json", gpt2_config(model.config, tokenizer.end_of_text))
+    check_tensors(path, weights)
+    return "llama.cpp's gpt2"
 
 
-def hyperparameters(config: ModelConfig, dtype: str, origin: Origin) -> dict[str, Value]:
-    """The model's shape under llama.cpp's keys."""
+def metadata(config: ModelConfig, tokenizer: Tokenizer, dtype: str, origin: Origin) -> dict[str, Value]:
+    """The shape of the model and the tokenizer (tokens in GPT-2's spelling, merges) under llama.cpp's keys."""
     from gguf import GGML_QUANT_VERSION, LlamaFileType
 
     kinds = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
+    bpe, end = json.loads(tokenizer.to_json())["model"], tokenizer.end_of_text
+    tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
     return {
-        "general.architecture": ARCHITECTURE,
+        "general.architecture": "gpt2",
         "general.type": "model",
         "general.name": origin.name,
         "general.file_type": int(kinds[dtype]),
         "general.quantization_version": GGML_QUANT_VERSION,
-        f"{ARCHITECTURE}.block_count": config.n_layer,
-        f"{ARCHITECTURE}.context_length": config.context_length,
-        f"{ARCHITECTURE}.embedding_length": config.n_embd,
-        f"{ARCHITECTURE}.feed_forward_length": 4 * config.n_embd,
-        f"{ARCHITECTURE}.attention.head_count": config.n_head,
-        f"{ARCHITECTURE}.attention.layer_norm_epsilon": EPSILON,
-    }
-
-
-def vocabulary(tokenizer: Tokenizer) -> dict[str, Value]:
-    """The tokenizer under llama.cpp's keys: its tokens in GPT-2's spelling, and its merges (none for bytes)."""
-    model = json.loads(tokenizer.to_json())["model"]
-    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    return {
+        "gpt2.block_count": config.n_layer,
+        "gpt2.context_length": config.context_length,
+        "gpt2.embedding_length": config.n_embd,
+        "gpt2.feed_forward_length": 4 * config.n_embd,
+        "gpt2.attention.head_count": config.n_head,
+        "gpt2.attention.layer_norm_epsilon": EPSILON,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [CONTROL if i == tokenizer.end_of_text else NORMAL for i in range(len(tokens))],
-        "tokenizer.ggml.merges": model["merges"],
-        "tokenizer.ggml.bos_token_id": tokenizer.end_of_text,
-        "tokenizer.ggml.eos_token_id": tokenizer.end_of_text,
+        "tokenizer.ggml.token_type": [CONTROL if i == end else NORMAL for i in range(len(tokens))],
+        "tokenizer.ggml.merges": bpe["merges"],
+        "tokenizer.ggml.bos_token_id": end,
+        "tokenizer.ggml.eos_token_id": end,
         "tokenizer.ggml.add_bos_token": False,
     }
 
 
-def gguf_names(model: GPT) -> dict[str, Tensor]:
-    """The weights under llama.cpp's names, as views; its matrices are (out, in), as ours."""
+def gguf_weights(model: GPT) -> dict[str, Tensor]:
+    """The weights under llama.cpp's names, as views; its matrices are (out, in), like ours."""
     from gguf import MODEL_ARCH, get_tensor_name_map
 
     names = get_tensor_name_map(MODEL_ARCH.GPT2, model.config.n_layer)
@@ -112,59 +114,87 @@ def gguf_names(model: GPT) -> dict[str, Tensor]:
     return found
 
 
-def gguf_tensors(model: GPT, dtype: str) -> Mapping[str, StoredTensor]:
-    """The weights as they are stored, each made when it is written."""
-    return {name: _stored(name, tensor, dtype) for name, tensor in gguf_names(model).items()}
+def write_gguf(path: Path, values: Mapping[str, Value], weights: Mapping[str, Tensor], dtype: str) -> None:
+    """Write the key-value pairs and the tensors, each converted only while it is written.
 
-
-def _stored(name: str, tensor: Tensor, dtype: str) -> StoredTensor:
-    import numpy
+    The library's writer opens the file itself and cannot write an empty array, which a tokenizer without merges needs.
+    The format (little-endian): magic, counts, key-value pairs, a table of the tensors, the tensors, each at a multiple
+    of 32 bytes [Gerganov 2023].
+    """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quantize
 
-    kind = GGMLQuantizationType[_kind(name, tensor, dtype)]
-    block, block_bytes = GGML_QUANT_SIZES[kind]
+    kinds = {name: GGMLQuantizationType[_kind(name, weight, dtype)] for name, weight in weights.items()}
+    head = b"GGUF" + struct.pack("<IQQ", VERSION, len(weights), len(values))
+    head += b"".join(_string(key) + _value(value) for key, value in values.items())
+    offset = 0
+    for name, weight in weights.items():
+        dimensions = reversed(weight.shape)  # the format counts columns first
+        head += _string(name)
+        head += struct.pack(f"<I{weight.ndim}QIQ", weight.ndim, *dimensions, int(kinds[name]), offset)
+        block, block_bytes = GGML_QUANT_SIZES[kinds[name]]
+        size = weight.numel() // block * block_bytes
+        offset += size + _padding(size)
+    with files.written_file(path) as file:
+        file.write(head + bytes(_padding(len(head))))
+        for name, weight in weights.items():
+            content = numpy.ascontiguousarray(quantize(float32_array(weight), kinds[name])).data.cast("B")
+            file.write(content)
+            file.write(bytes(_padding(len(content))))
 
-    def content() -> memoryview:
-        numbers = numpy.frombuffer(float32_bytes(tensor), dtype=numpy.float32).reshape(tensor.shape)
-        return numpy.ascontiguousarray(quantize(numbers, kind)).data.cast("B")
 
-    size = tensor.numel() // block * block_bytes
-    return StoredTensor(shape=tuple(tensor.shape), kind=int(kind), bytes=size, content=content)
-
-
-def _kind(name: str, tensor: Tensor, dtype: str) -> str:
-    if tensor.ndim == 1 or name == "position_embd.weight" or dtype == "f32":
+def _kind(name: str, weight: Tensor, dtype: str) -> str:
+    if weight.ndim == 1 or name == "position_embd.weight" or dtype == "f32":
         return "F32"
-    return "Q8_0" if dtype == "q8_0" and tensor.shape[1] % 32 == 0 else "F16"
+    return "Q8_0" if dtype == "q8_0" and weight.shape[1] % 32 == 0 else "F16"
+
+
+def _padding(size: int) -> int:
+    return -size % ALIGNMENT
+
+
+def _string(text: str) -> bytes:
+    encoded = text.encode()
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def _value(value: Value) -> bytes:
+    match value:
+        case bool():
+            return struct.pack("<I?", BOOL, value)
+        case int():
+            return struct.pack("<II", UINT32, value)
+        case float():
+            return struct.pack("<If", FLOAT32, value)
+        case str():
+            return struct.pack("<I", STRING) + _string(value)
+    numbers = [item for item in value if isinstance(item, int)]
+    head = struct.pack("<IIQ", ARRAY, INT32 if numbers else STRING, len(value))
+    if numbers:
+        return head + struct.pack(f"<{len(numbers)}i", *numbers)
+    return head + b"".join(_string(str(item)) for item in value)
 
 
 def check_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Read every tensor back and compare it with the weight; more than its format's rounding is an `ExportError`."""
+    """Read every tensor back; one that differs from the weight by more than the rounding is an `ExportError`."""
     from gguf import GGUFReader, dequantize
 
     stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     if stored.keys() != weights.keys():
         raise ExportError(f"{path.name}: has other tensors than the model: {sorted(stored.keys() ^ weights.keys())}")
     for name, weight in weights.items():
-        kind = stored[name].tensor_type
-        back = torch.from_numpy(dequantize(stored[name].data, kind).copy())
-        if back.shape != weight.shape or not bool((_error(back, weight) <= _allowed(weight, kind.name)).all()):
-            raise ExportError(f"{path.name}: {name}, read back, is further from the weight than {kind.name} rounds")
-
-
-def _error(back: Tensor, weight: Tensor) -> Tensor:
-    return (back - weight.to("cpu", torch.float32)).abs()
-
-
-def _allowed(weight: Tensor, kind: str) -> Tensor:
-    size = weight.to("cpu", torch.float32).abs()
-    if kind == "Q8_0":
-        size = size.unflatten(-1, (-1, 32)).amax(dim=-1).repeat_interleave(32, dim=-1)
-    return size * ROUNDING[kind] + (0.0 if kind == "F32" else SMALLEST * (127 if kind == "Q8_0" else 1))
+        kind = stored[name].tensor_type.name
+        back = torch.from_numpy(dequantize(stored[name].data, stored[name].tensor_type).copy())
+        weight = weight.to("cpu", torch.float32)
+        largest, steps = weight.abs(), 1
+        if kind == "Q8_0":
+            largest, steps = largest.unflatten(-1, (-1, 32)).amax(dim=-1).repeat_interleave(32, dim=-1), 127
+        allowed = largest * ROUNDING[kind] + (0.0 if kind == "F32" else SMALLEST * steps)
+        if back.shape != weight.shape or not bool(((back - weight).abs() <= allowed).all()):
+            raise ExportError(f"{path.name}: {name}, read back, differs from the weight by more than {kind} rounds")
 
 
 def read(folder: Path) -> Written:
-    """The file as transformers loads it; the configuration comes from beside it."""
+    """The file as transformers loads it, with the config.json next to it."""
     path = next(folder.glob("*.gguf"))
     with quiet():
         from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -180,13 +210,8 @@ def read(folder: Path) -> Written:
     )
 
 
-def describe(config: ModelConfig) -> str:
-    """What llama.cpp makes of the model."""
-    return "llama.cpp's gpt2"
-
-
 def usage(config: ModelConfig, dtype: str, path: str) -> str:
-    """How to load it with transformers; llama.cpp takes the file as it is."""
+    """Load it with transformers; llama.cpp takes the file directly."""
     file = f'"{path}", gguf_file="model-{dtype}.gguf"'
     return (
         "from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel\n"
@@ -195,11 +220,4 @@ def usage(config: ModelConfig, dtype: str, path: str) -> str:
     )
 
 
-FORMAT = Format(
-    refuse=refuse,
-    write=write_export,
-    read=read,
-    describe=describe,
-    usage=usage,
-    tolerance={"f32": 1e-5, "f16": 5e-3, "q8_0": 5e-2},
-)
+FORMAT = Format(write=write_export, read=read, usage=usage, refuse=refuse)

@@ -1,10 +1,12 @@
-"""The menu of feed-forward networks: what a block computes at each position by itself.
+"""The menu of feed-forward networks, which a block applies to each position by itself.
 
-To add one: write a function from the model's settings to a module (B, T, C) -> (B, T, C) whose last layer is called
-`project` (the model starts residual projections smaller), and give it a line in `MLPS`.
+To add one: give `MLPS` a line that builds a module (B, T, C) -> (B, T, C) whose last layer is called `project` (the
+model initializes what is added to the residual stream differently).
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +15,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from quillgpt.config import ModelConfig
-from quillgpt.model.by_hand import pays_by_hand
+from quillgpt.model.precision import uses_custom_backward
 
 
 class MLP(nn.Module):
-    """Four times as wide, an activation, and back [Vaswani 2017, 3.3]."""
+    """A layer four times as wide, an activation, and a layer back [Vaswani 2017, 3.3]."""
 
     def __init__(self, config: ModelConfig, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -31,8 +33,8 @@ class MLP(nn.Module):
         return self.project(self.activation(self.expand(x)))
 
 
-class GatedMLP(nn.Module):
-    """One layer gates the other, then back [Shazeer 2020]: project(silu(gate(x)) * expand(x)).
+class SwiGLU(nn.Module):
+    """A gated network, project(silu(gate(x)) * expand(x)) [Shazeer 2020].
 
     Three matrices instead of two, so each is 8/3 C wide instead of 4 C, rounded up to a multiple of 8.
     """
@@ -50,37 +52,13 @@ class GatedMLP(nn.Module):
         return self.project(F.silu(self.gate(x)) * self.expand(x))
 
 
-def gelu(config: ModelConfig) -> nn.Module:
-    """GPT-2's network: GELU in its tanh form [Hendrycks 2016, 2]."""
-    return MLP(config, nn.GELU(approximate="tanh"))
-
-
-def gelu_exact(config: ModelConfig) -> nn.Module:
-    """GELU itself, x times the normal distribution's function [Hendrycks 2016, 2], as nanoGPT has it."""
-    return MLP(config, nn.GELU())
-
-
-def relu2(config: ModelConfig) -> nn.Module:
-    """The square of ReLU instead of GELU [So 2021]."""
-    return MLP(config, _squared_relu)
-
-
-def square(config: ModelConfig) -> nn.Module:
-    """The square itself: one multiplication, so that it can be computed on encrypted numbers [Gilad 2016]."""
-    return MLP(config, torch.square)
-
-
-def swiglu(config: ModelConfig) -> nn.Module:
-    """SwiGLU [Shazeer 2020]."""
-    return GatedMLP(config)
-
-
-def _squared_relu(x: Tensor) -> Tensor:
-    return _SquaredReLU.apply(x) if pays_by_hand(x) else F.relu(x).square()
+def squared_relu(x: Tensor) -> Tensor:
+    """relu(x)^2 [So 2021]."""
+    return _SquaredReLU.apply(x) if uses_custom_backward(x) else F.relu(x).square()
 
 
 class _SquaredReLU(torch.autograd.Function):
-    """relu(x)^2, whose derivative is 2 relu(x)."""
+    """The derivative of relu(x)^2 is 2 relu(x)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -92,15 +70,30 @@ class _SquaredReLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyrefly: ignore  (torch's decorator hides ctx)
-        """By x."""
+        """The gradient of x."""
         (positive,) = ctx.saved_tensors
         return (gradient * positive).mul_(2)
 
 
-MLPS: Mapping[str, Callable[[ModelConfig], nn.Module]] = {
-    "gelu": gelu,
-    "gelu-exact": gelu_exact,
-    "relu2": relu2,
-    "square": square,
-    "swiglu": swiglu,
+@dataclass(frozen=True, kw_only=True)
+class MLPEntry:
+    """An entry of the menu.
+
+    saved_bytes: memory for the backward pass beyond GPT-2's, for each channel and token. gpt2_activation: the name of
+    its activation in transformers' `GPT2Config`; empty: not a network of `GPT2LMHeadModel`.
+    """
+
+    build: Callable[[ModelConfig], nn.Module]
+    saved_bytes: int = 0
+    gpt2_activation: str = ""
+
+
+MLPS: Mapping[str, MLPEntry] = {
+    # GPT-2's: GELU in its tanh form [Hendrycks 2016, 2]
+    "gelu": MLPEntry(build=partial(MLP, activation=partial(F.gelu, approximate="tanh")), gpt2_activation="gelu_new"),
+    "gelu-exact": MLPEntry(build=partial(MLP, activation=F.gelu), gpt2_activation="gelu"),  # nanoGPT's
+    "relu2": MLPEntry(build=partial(MLP, activation=squared_relu)),
+    # one multiplication, which can be computed on encrypted numbers [Gilad 2016]
+    "square": MLPEntry(build=partial(MLP, activation=torch.square)),
+    "swiglu": MLPEntry(build=SwiGLU, saved_bytes=8),
 }

@@ -1,8 +1,8 @@
-"""Muon for the blocks' matrices, AdamW at rates of its own for everything else [Jordan 2024].
+"""Muon for the matrices of the blocks, AdamW with its own learning rates for all other parameters [Jordan 2024].
 
-Muon's step is the momentum with all its singular values brought close to 1, so that every direction of a matrix moves
-alike. Newton-Schulz iterations do that with matrix products only. Matrices of equal shape are stacked and iterated
-together: for small ones many products cost more in calls than in arithmetic (benchmarks/muon_step.py).
+Muon replaces the momentum by a matrix with the same singular vectors and all singular values close to 1. Newton-Schulz
+iterations compute it with matrix products only. Matrices of equal shape are stacked and iterated together: for small
+ones many products cost more in calls than in arithmetic (benchmarks/train_speed.py muon).
 """
 
 from collections import defaultdict
@@ -14,40 +14,33 @@ from torch import Tensor, nn
 from quillgpt.config import OptimConfig
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""of a x + b x^3 + c x^5, steep at 0: put into itself five times it brings (0.01, 1] to about 0.7 to 1.2"""
+"""a, b, c of a x + b x^3 + c x^5, steep at 0: five iterations map (0.01, 1] to about 0.7 to 1.2"""
 ITERATIONS = 5
 EPSILON = 1e-7
 
-HEAD, BLOCKS, GATES = "head.", "blocks.", "value_embeddings.gates."
-
-PARTS = {"attention.qkv.weight": 3}
-"""matrices that are several side by side: queries, keys and values each get their own step"""
+HEAD, BLOCKS, GATES, QKV = "head.", "blocks.", "value_embeddings.gates.", "attention.qkv.weight"
 
 
 def build(parameters: list[tuple[str, nn.Parameter]], settings: OptimConfig) -> torch.optim.Optimizer:
-    """Muon over the matrices inside blocks; AdamW over embeddings, head, and everything with fewer than two axes."""
+    """Muon for the matrices of the blocks; AdamW for embeddings, head, and parameters with fewer than two axes."""
     groups: dict[str, list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in parameters:
         groups[_kind(name, parameter)].append((name, parameter))
-    rates = {
-        "embedding": settings.embedding_lr,
-        "head": settings.head_lr,
-        "scalar": settings.scalar_lr,
-        "matrix": settings.lr,
-    }
-    described = []
-    for kind, members in groups.items():
-        described.append(
+    rates = {"embedding": settings.embedding_lr, "head": settings.head_lr, "scalar": settings.scalar_lr}
+    return MuonWithAdamW(
+        [
             {
                 "params": [parameter for _, parameter in members],
                 "kind": kind,
-                "parts": [_parts(name) for name, _ in members],
-                "lr": rates[kind] or settings.lr,
-                "lr_ratio": (rates[kind] or settings.lr) / settings.lr if settings.lr else 1.0,
+                "parts": [3 if name.endswith(QKV) else 1 for name, _ in members],  # each of q, k, v has its own step
+                "lr_ratio": (rates.get(kind) or settings.lr) / settings.lr if settings.lr else 1.0,
+                "lr": rates.get(kind) or settings.lr,
                 "weight_decay": settings.weight_decay if kind == "matrix" else 0.0,
             }
-        )
-    return MuonWithAdamW(described, settings)
+            for kind, members in groups.items()
+        ],
+        settings,
+    )
 
 
 def _kind(name: str, parameter: nn.Parameter) -> str:
@@ -58,28 +51,22 @@ def _kind(name: str, parameter: nn.Parameter) -> str:
     return "matrix" if name.startswith(BLOCKS) else "embedding"
 
 
-def _parts(name: str) -> int:
-    return next((count for ending, count in PARTS.items() if name.endswith(ending)), 1)
-
-
 class MuonWithAdamW(torch.optim.Optimizer):
-    """One optimizer of two rules, a subclass because loss scalers and wrappers ask for torch's class.
+    """Muon for groups of kind "matrix", AdamW for the others, in one object, as loss scalers and wrappers expect.
 
-    A group of kind "matrix" follows Muon, the others AdamW. State is kept by parameter: `momentum_buffer`, or AdamW's.
+    The state of a parameter is `momentum_buffer`, or AdamW's.
     """
 
     def __init__(self, groups: list[dict[str, Any]], settings: OptimConfig) -> None:
         super().__init__(groups, {"lr": settings.lr, "momentum": settings.momentum})
         others = [group for group in self.param_groups if group["kind"] != "matrix"]
-        betas = (settings.beta1, settings.beta2)
-        self._adamw = (
-            torch.optim.AdamW(others, lr=settings.lr, betas=betas, eps=settings.eps, fused=True) if others else None
-        )
-        if self._adamw is not None:
+        self._adamw: torch.optim.AdamW | None = None
+        if others:
+            betas = (settings.beta1, settings.beta2)
+            self._adamw = torch.optim.AdamW(others, lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
             self._adamw.param_groups = others  # the same dicts: a rate set here is set there
             for group in others:
-                for key, value in self._adamw.defaults.items():
-                    group.setdefault(key, value)
+                group |= self._adamw.defaults | group
             self._adamw.state = self.state
 
     @torch.no_grad()
@@ -92,7 +79,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 self._step_matrices(group)
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        stacks: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        stacks: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for parameter, parts in zip(group["params"], group["parts"], strict=True):
             if parameter.grad is None:
                 continue
@@ -100,31 +87,26 @@ class MuonWithAdamW(torch.optim.Optimizer):
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-            direction = parameter.grad.lerp(buffer, group["momentum"])  # Nesterov's look ahead
-            for weight, wanted in zip(parameter.chunk(parts), direction.chunk(parts), strict=True):
-                stacks[wide_shape(wanted)].append((weight, wanted))
+            update = parameter.grad.lerp(buffer, group["momentum"])  # Nesterov momentum
+            for weight, part in zip(parameter.chunk(parts), update.chunk(parts), strict=True):
+                stacks[_wide(part).shape].append((weight, _wide(part)))
         for members in stacks.values():
-            steps = orthogonalized(torch.stack([_wide(wanted) for _, wanted in members]))
+            steps = orthogonalize(torch.stack([part for _, part in members]))
             for (weight, _), step in zip(members, steps, strict=True):
                 rows, columns = weight.shape
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.sub_(step if rows <= columns else step.T, alpha=group["lr"] * max(1.0, rows / columns) ** 0.5)
 
 
-def wide_shape(matrix: Tensor) -> tuple[int, int]:
-    """The shape with the shorter side first."""
-    rows, columns = matrix.shape
-    return min(rows, columns), max(rows, columns)
-
-
 def _wide(matrix: Tensor) -> Tensor:
+    """The matrix or its transpose, with at least as many columns as rows."""
     return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
 
 
-def orthogonalized(matrices: Tensor) -> Tensor:
-    """Each matrix with its singular values near 1, in fp32; (N, rows, columns) with rows <= columns [Jordan 2024].
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """The matrices with all singular values near 1, in their dtype; (N, rows, columns), rows <= columns [Jordan 2024].
 
-    Computed in bf16, which this iteration forgives.
+    Newton-Schulz iterations in bf16, which is precise enough for them.
     """
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16()

@@ -1,48 +1,89 @@
-"""A directory in Hugging Face's format: config.json of a GPT-2, its weights, and perhaps tokenizer files."""
+"""A GPT-2 in Hugging Face's format: a directory with config.json, weights and perhaps tokenizer files.
+
+The table of weight names, ours and those of `GPT2LMHeadModel`, serves imports and exports; docs/names.md shows it to
+readers. nanoGPT has the same names but stores matrices as we do; Hugging Face, like OpenAI, stores them transposed.
+"""
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from quillgpt.config import ModelConfig
 from quillgpt.errors import CheckpointError, ConfigError, DataError
+from quillgpt.model.mlp import MLPS
 from quillgpt.model.norm import EPSILON
-from quillgpt.pretrained.gpt2_names import to_hugging_face
 from quillgpt.pretrained.source import Source, Weights
-from quillgpt.pretrained.tensor_files import SafetensorsFiles, StoredTensors
-from quillgpt.pretrained.torch_files import TorchTensors, read_torch_file, tensors_in
+from quillgpt.pretrained.tensor_files import SafetensorsFiles, StoredTensors, TorchTensors, read_torch_file, tensors_in
 from quillgpt.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
-from quillgpt.tokenizer.byte_level import GPT2_FINGERPRINT
-from quillgpt.tokenizer.vocabulary_files import has_vocabulary_files
+from quillgpt.tokenizer.load import has_vocabulary_files
+
+HUGGING_FACE: Mapping[str, str] = {
+    "token_embedding": "transformer.wte",
+    "position_embedding": "transformer.wpe",
+    "blocks.N.norm_1": "transformer.h.N.ln_1",
+    "blocks.N.attention.qkv": "transformer.h.N.attn.c_attn",
+    "blocks.N.attention.projection": "transformer.h.N.attn.c_proj",
+    "blocks.N.norm_2": "transformer.h.N.ln_2",
+    "blocks.N.mlp.expand": "transformer.h.N.mlp.c_fc",
+    "blocks.N.mlp.project": "transformer.h.N.mlp.c_proj",
+    "final_norm": "transformer.ln_f",
+    "head": "lm_head",
+}
+"""our module -> theirs; N is the number of the block"""
+
+TRANSPOSED = ("attention.qkv.weight", "attention.projection.weight", "mlp.expand.weight", "mlp.project.weight")
+"""endings of our weights that Hugging Face stores as (in, out); ours are (out, in)"""
 
 CONFIG = "config.json"
 SAFETENSORS, SHARDED, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
-GPT2_VOCABULARY = 50257
 PREFIX = "transformer."
 MASKS = (".attn.bias", ".attn.masked_bias")
-"""endings of the causal masks that old files hold among the weights"""
+"""endings of the causal masks that old files have among the weights"""
 
-ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu-exact"}
-"""their activation_function -> our mlp"""
+ACTIVATIONS = {entry.gpt2_activation: name for name, entry in MLPS.items() if entry.gpt2_activation}
+ACTIVATIONS |= {"gelu_pytorch_tanh": ACTIVATIONS["gelu_new"]}
+"""their activation_function -> our mlp; the last is another implementation of the first"""
+
+FIXED = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "layer_norm_epsilon": EPSILON,
+}
+"""entries of their config.json of which we can represent only the default"""
+
+GPT2_VOCABULARY = 50257
+_BLOCK_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-def open_hugging_face(directory: Path, *, name: str = "") -> Source:
-    """The model in a directory that holds a config.json."""
+def to_hugging_face(name: str) -> tuple[str, bool]:
+    """Return their name of our weight, and whether they store it transposed; one they do not have is a `KeyError`.
+
+    "blocks.3.mlp.expand.weight" -> ("transformer.h.3.mlp.c_fc.weight", True).
+    """
+    module, _, kind = name.rpartition(".")
+    number = _BLOCK_NUMBER.search(module)
+    theirs = HUGGING_FACE[_BLOCK_NUMBER.sub("N", module, count=1)]
+    return f"{theirs.replace('N', number[0], 1) if number else theirs}.{kind}", name.endswith(TRANSPOSED)
+
+
+def open_hugging_face(directory: Path) -> Source:
+    """Open the model in a directory that has a config.json."""
     config = read_config(directory / CONFIG)
     tokenizer_name = tokenizer_of(directory, config)
     return Source(
-        name=name or str(directory),
+        name=str(directory),
         config=config,
         tokenizer_name=tokenizer_name,
-        known_tokenizer_fingerprint=known_fingerprint(tokenizer_name),
         open_weights=lambda: hugging_face_weights(directory),
         open_tokenizer=lambda: open_tokenizer(directory, config, tokenizer_name),
     )
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Our settings for their config.json; what we cannot represent is refused, naming the key, got and expected."""
+    """Return our settings for their config.json; a `CheckpointError` names the key that we cannot represent."""
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -52,53 +93,49 @@ def read_config(path: Path) -> ModelConfig:
     if not isinstance(theirs, dict) or theirs.get("model_type") != "gpt2":
         got = theirs.get("model_type") if isinstance(theirs, dict) else type(theirs).__name__
         raise CheckpointError(f"{path}: model_type = {got!r}; expected 'gpt2', the only kind that quill reads")
-    return config_from_hugging_face(theirs, where=str(path))
+    try:
+        return _config(theirs)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
-def config_from_hugging_face(theirs: Mapping[str, Any], *, where: str) -> ModelConfig:
-    """Our settings for the entries of a GPT2Config; a key that is not there has transformers' default.
+def _config(theirs: Mapping[str, Any]) -> ModelConfig:
+    """Our settings for the entries of a GPT2Config; a missing key has transformers' default.
 
-    Dropout is 0, because it belongs to training. `reorder_and_upcast_attn` is taken either way: it changes the order
-    of two operations and not the result.
+    Dropout is 0, because it belongs to training. `reorder_and_upcast_attn` may have any value: it changes the order of
+    two operations, not the result.
     """
     width = theirs.get("n_embd", 768)
     inner = 4 * width if isinstance(width, int) else None
     activation = theirs.get("activation_function", "gelu_new")
-    rules = [
-        ("activation_function", activation, activation in [*ACTIVATIONS], f"one of {', '.join(ACTIVATIONS)}"),
-        ("n_inner", theirs.get("n_inner"), theirs.get("n_inner") in (None, inner), f"4 * n_embd = {inner}"),
-        _is("scale_attn_weights", theirs, True),
-        _is("scale_attn_by_inverse_layer_idx", theirs, False),
-        _is("add_cross_attention", theirs, False),
-        _is("layer_norm_epsilon", theirs, EPSILON),
-    ]
-    for key, got, holds, expected in rules:
-        if not holds:
-            raise CheckpointError(f"{where}: {key} = {got!r} cannot be represented; expected {expected}")
-    try:
-        return ModelConfig(
-            n_layer=theirs.get("n_layer", 12),
-            n_head=theirs.get("n_head", 12),
-            n_embd=width,
-            context_length=theirs.get("n_positions", theirs.get("n_ctx", 1024)),
-            vocab_size=theirs.get("vocab_size", GPT2_VOCABULARY),
-            mlp=ACTIVATIONS[activation],
-            tied_head=theirs.get("tie_word_embeddings", True),
-        )
-    except ConfigError as error:
-        raise CheckpointError(f"{where}: {error}") from None
-
-
-def _is(key: str, theirs: Mapping[str, Any], expected: Any) -> tuple[str, Any, bool, str]:
-    got = theirs.get(key, expected)
-    return key, got, got == expected, repr(expected)
+    accepted = {key: [value] for key, value in FIXED.items()}
+    accepted |= {"activation_function": [*ACTIVATIONS], "n_inner": [inner, None]}
+    for key, values in accepted.items():
+        got = theirs.get(key, values[0])
+        if got not in values:
+            expected = " or ".join(map(repr, values))
+            raise CheckpointError(f"{key} = {got!r} cannot be represented; expected {expected}")
+    return ModelConfig(
+        n_layer=theirs.get("n_layer", 12),
+        n_head=theirs.get("n_head", 12),
+        n_embd=width,
+        context_length=theirs.get("n_positions", theirs.get("n_ctx", 1024)),
+        vocab_size=theirs.get("vocab_size", GPT2_VOCABULARY),
+        mlp=ACTIVATIONS[activation],
+        tied_head=theirs.get("tie_word_embeddings", True),
+    )
 
 
 def hugging_face_weights(directory: Path) -> Weights:
-    """The tensors of a directory under Hugging Face's names, with or without the prefix and the masks of old files."""
+    """Open the weights of a directory; in old files the names lack the prefix, and there are masks."""
     stored = _stored(directory)
     prefix = PREFIX if any(name.startswith(PREFIX) for name in stored.shapes) else ""
-    return Weights(stored=stored, place=_place(prefix), ignored=is_ignored)
+
+    def locate(name: str) -> tuple[str, bool]:
+        theirs, is_transposed = to_hugging_face(name)
+        return (prefix + theirs.removeprefix(PREFIX) if theirs.startswith(PREFIX) else theirs), is_transposed
+
+    return Weights(stored=stored, locate=locate, is_ignored=is_ignored)
 
 
 def _stored(directory: Path) -> StoredTensors:
@@ -113,7 +150,7 @@ def _stored(directory: Path) -> StoredTensors:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names; they lie beside it."""
+    """The files that an index names, in its own directory."""
     try:
         names = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except OSError as error:
@@ -122,42 +159,32 @@ def _shards(index: Path) -> list[Path]:
         raise CheckpointError(f"{index}: damaged; expected JSON with a weight_map of names to files") from None
     wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name]
     if wrong:
-        raise CheckpointError(f"{index}: names {wrong[0]!r}; expected the name of a file beside it")
+        raise CheckpointError(f"{index}: names {wrong[0]!r}; expected the name of a file in the same directory")
     return [index.parent / name for name in names]
 
 
-def _place(prefix: str) -> Callable[[str], tuple[str, bool]]:
-    def place(name: str) -> tuple[str, bool]:
-        theirs, is_transposed = to_hugging_face(name)
-        return (prefix + theirs.removeprefix(PREFIX) if theirs.startswith(PREFIX) else theirs), is_transposed
-
-    return place
-
-
 def is_ignored(name: str) -> bool:
-    """Whether a tensor may be there that is no weight of ours: a mask, or the head written out though it is tied."""
+    """Whether a stored tensor is none of our weights but expected: a mask, or a copy of the tied head."""
     return name.endswith(MASKS) or name == "lm_head.weight"
 
 
 def tokenizer_of(directory: Path, config: ModelConfig) -> str:
-    """What `load_tokenizer` takes for a directory's tokenizer: itself, gpt2 where only the size tells, or ""."""
+    """Return what `load_tokenizer` takes for a directory's tokenizer, gpt2 for its vocabulary's size; "": none."""
     if (directory / FILE_NAME).is_file() or has_vocabulary_files(directory):
         return str(directory)
     return "gpt2" if config.vocab_size == GPT2_VOCABULARY else ""
 
 
-def known_fingerprint(tokenizer_name: str) -> str:
-    """The tokenizer's fingerprint where the name alone tells it, so that nothing has to be read."""
-    return GPT2_FINGERPRINT if tokenizer_name == "gpt2" else ""
+def open_tokenizer(directory: Path, config: ModelConfig, tokenizer_name: str, note: str = "") -> Tokenizer:
+    """Load the tokenizer of a model's directory; a missing one or one of another size is a `DataError`.
 
-
-def open_tokenizer(directory: Path, config: ModelConfig, tokenizer_name: str) -> Tokenizer:
-    """The tokenizer of a model's directory; one with another vocabulary than the model's is a `DataError`."""
+    note: why another file of the directory is not used.
+    """
     if not tokenizer_name:
-        missing = f"{directory}: no tokenizer there, and a vocabulary of {config.vocab_size:,} is not GPT-2's"
-        raise DataError(f"{missing}; put its {FILE_NAME} beside the weights")
+        missing = f"{directory}: no tokenizer there{note}, and a vocabulary of {config.vocab_size:,} is not GPT-2's"
+        raise DataError(f"{missing}; put its {FILE_NAME} next to the weights")
     tokenizer = load_tokenizer(tokenizer_name)
     if tokenizer.vocab_size != config.vocab_size:
         sizes = f"its tokenizer has {tokenizer.vocab_size:,} tokens, the model {config.vocab_size:,}"
-        raise DataError(f"{directory}: {sizes}; put the {FILE_NAME} it was trained with beside the weights")
+        raise DataError(f"{directory}: {sizes}; put the {FILE_NAME} it was trained with next to the weights")
     return tokenizer

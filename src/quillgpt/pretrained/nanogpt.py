@@ -1,7 +1,7 @@
-"""nanoGPT's ckpt.pt: a dict of model_args, the weights under Hugging Face's names, and what training kept.
+"""nanoGPT's ckpt.pt: a dict of model_args, the weights under Hugging Face's names, and the state of training.
 
-Its vocabulary is 50,304 where it trained from scratch on GPT-2's tokens: 50,257, and 47 ids that never occur in text.
-Their rows are left out, so that the others' logits stay the same and no sample has such a token.
+A model that nanoGPT trained from scratch on GPT-2's tokens has a vocabulary of 50,304: 50,257 tokens, and 47 ids that
+occur in no text. Their rows are left out, so that the other logits stay the same and no sample has such a token.
 """
 
 import re
@@ -9,27 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from quillgpt.config import ModelConfig
-from quillgpt.errors import CheckpointError, ConfigError, DataError
-from quillgpt.pretrained.gpt2_names import to_hugging_face
+from quillgpt.errors import CheckpointError, ConfigError
 from quillgpt.pretrained.hugging_face import (
     GPT2_VOCABULARY,
     is_ignored,
-    known_fingerprint,
     open_tokenizer,
+    to_hugging_face,
     tokenizer_of,
 )
 from quillgpt.pretrained.source import Source, Weights
-from quillgpt.pretrained.torch_files import TorchTensors, read_torch_file, tensors_in
-from quillgpt.tokenizer import Tokenizer
+from quillgpt.pretrained.tensor_files import TorchTensors, read_torch_file, tensors_in
 
 CKPT = "ckpt.pt"
 PADDED_VOCABULARY = 50304
+META = " (nanoGPT's meta.pkl is a pickle, not read)"
 WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
-"""what torch.compile and DDP put before every name"""
+"""prefixes that torch.compile and DDP add to every name"""
 
 
 def open_nanogpt(path: Path) -> Source:
-    """The model in a ckpt.pt, or in the directory that holds one."""
+    """Open the model in a ckpt.pt, or in a directory that has one."""
     path = path / CKPT if path.is_dir() else path
     content = read_torch_file(path)
     if not isinstance(content, dict) or not {"model", "model_args"} <= content.keys():
@@ -41,14 +40,17 @@ def open_nanogpt(path: Path) -> Source:
         name=str(path),
         config=config,
         tokenizer_name=tokenizer_name,
-        known_tokenizer_fingerprint=known_fingerprint(tokenizer_name),
-        open_weights=lambda: Weights(stored=TorchTensors(tensors, path), place=_place, ignored=is_ignored),
-        open_tokenizer=lambda: _tokenizer(path, config, tokenizer_name),
+        open_weights=lambda: Weights(
+            stored=TorchTensors(tensors, path),
+            locate=lambda name: (to_hugging_face(name)[0], False),
+            is_ignored=is_ignored,
+        ),
+        open_tokenizer=lambda: open_tokenizer(path.parent, config, tokenizer_name, META),
     )
 
 
 def config_from_nanogpt(arguments: Any, *, where: str) -> ModelConfig:
-    """Our settings for nanoGPT's model_args; its GELU is the exact one. Dropout, which belongs to training, is 0."""
+    """Return our settings for nanoGPT's model_args. GELU is the exact one; dropout is 0, as it belongs to training."""
     names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
     missing = [name for name in names if not isinstance(arguments, dict) or name not in arguments]
     if missing:
@@ -66,15 +68,3 @@ def config_from_nanogpt(arguments: Any, *, where: str) -> ModelConfig:
         )
     except ConfigError as error:
         raise CheckpointError(f"{where}: model_args: {error}") from None
-
-
-def _place(name: str) -> tuple[str, bool]:
-    return to_hugging_face(name)[0], False
-
-
-def _tokenizer(path: Path, config: ModelConfig, tokenizer_name: str) -> Tokenizer:
-    if tokenizer_name:
-        return open_tokenizer(path.parent, config, tokenizer_name)
-    missing = f"{path}: its {config.vocab_size:,} tokens are not GPT-2's, and nanoGPT's meta.pkl is a pickle, not read"
-    remedy = "put a tokenizer.json of as many tokens beside it, or use the model with token ids from Python"
-    raise DataError(f"{missing}; {remedy}")

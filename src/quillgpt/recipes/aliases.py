@@ -1,8 +1,8 @@
-"""Other projects' names for our settings, recipes and values: the one table; a test holds docs/settings.md to it."""
+"""Other projects' names for our settings, values and recipes; a test compares docs/settings.md with these tables."""
 
 from typing import Any
 
-from quillgpt.errors import ConfigError, shown
+from quillgpt.errors import require
 
 ALIASES = {
     "block_size": "context_length",
@@ -24,7 +24,7 @@ ALIASES = {
     "wandb_project": "track_project",
     "wandb_run_name": "track_name",
 }
-"""nanoGPT's and OpenAI's names for one of our settings."""
+"""names of nanoGPT and OpenAI for one of our settings"""
 
 VALUES: dict[tuple[str, str], dict[str, Any]] = {
     ("dtype", "float32"): {"dtype": "fp32"},
@@ -35,22 +35,22 @@ VALUES: dict[tuple[str, str], dict[str, Any]] = {
     ("attention", "SM"): {"attention": "softmax"},
     ("attention", "GK"): {"attention": "gaussian"},
 }
-"""A setting of ours with a value of theirs, and what it means here."""
+"""our setting and a value of theirs -> our settings"""
 
 BEGINNINGS = {
     ("attention", "GKpoly-"): "gaussian-poly-",
     ("attention", "PA_"): "pointwise-",
 }
-"""A setting of ours with the beginning of a value of theirs, and how it begins here; the rest is the same."""
+"""our setting and the beginning of a value of theirs -> our beginning; the rest of the value is the same"""
 
 SWITCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "wandb_log": ({"track": "wandb"}, {"track": "none"}),
     "decay_lr": ({}, {"schedule": "constant", "warmup_steps": 0}),
     "always_save_checkpoint": ({}, {}),
 }
-"""Their settings that are true or false and have no name here, and what each means; {}: what is done in any case.
+"""their boolean settings without a name here -> our settings for true and for false; {}: nothing to set
 
-decay_lr = false turns warm-up off too, as there. Of the checkpoints, the best and the last are always kept.
+decay_lr = false also turns warm-up off, as it does there. The best and the last checkpoint are always kept.
 """
 
 RECIPES = {
@@ -64,23 +64,20 @@ RECIPES = {
     "eval_gpt2_large": "eval-gpt2-large",
     "eval_gpt2_xl": "eval-gpt2-xl",
 }
-"""nanoGPT's configuration files, and the smallest of its descendants', and the recipes that do the same.
-
-`config/` before and `.py` behind are left out."""
+"""configuration files of nanoGPT (train_11: of a project built on it), without `config/` and `.py` -> our recipes"""
 
 YES = ("true", "1", "yes", "on")
 NO = ("false", "0", "no", "off")
 
 
 def translate(name: str, value: Any) -> dict[str, Any]:
-    """Our settings for a name and a value of ours or of theirs."""
+    """Return our settings for a name and a value of ours or of theirs."""
     name = ALIASES.get(name, name)
+    if name in SWITCHES:
+        word, (if_true, if_false) = str(value).lower(), SWITCHES[name]
+        require(name, value, word in YES + NO, "true or false")
+        return dict(if_true if word in YES else if_false)
     for (setting, theirs), ours in BEGINNINGS.items():
         if name == setting and str(value).startswith(theirs):
             return {name: ours + str(value).removeprefix(theirs)}
-    if name not in SWITCHES:
-        return dict(VALUES.get((name, str(value)), {name: value}))
-    meaning_of_yes, meaning_of_no = SWITCHES[name]
-    if str(value).lower() not in YES + NO:
-        raise ConfigError(f"{name} = {shown(value)} is not true or false")
-    return dict(meaning_of_yes if str(value).lower() in YES else meaning_of_no)
+    return dict(VALUES.get((name, str(value)), {name: value}))

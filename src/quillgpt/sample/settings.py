@@ -1,10 +1,9 @@
-"""What can be asked of sampling, and its limits: every violation is one line, before a model is loaded."""
+"""The settings of sampling and their limits, checked before a model is loaded; without torch."""
 
-import math
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 
-from quillgpt.errors import ConfigError
+from quillgpt.errors import ConfigError, require
 
 MAX_TEMPERATURE = 2.0
 MAX_NEW_TOKENS = 100_000
@@ -12,18 +11,17 @@ MAX_SAMPLES = 1_000
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1_000
 MAX_PROMPT_BYTES = 1_000_000
-
 LIMITS = {
-    "temperature": f"0 (always the likeliest token), or above 0 and at most {MAX_TEMPERATURE:g}",
-    "top_k": "0 (off) or more; above the vocabulary is the vocabulary",
-    "top_p": "above 0 and at most 1 (off)",
+    "temperature": f"0 (always the most likely token), or > 0 and <= {MAX_TEMPERATURE:g}",
+    "top_k": ">= 0; 0 is off",
+    "top_p": "> 0 and <= 1; 1 is off",
     "max_new_tokens": f"1 to {MAX_NEW_TOKENS:,}",
     "num_samples": f"1 to {MAX_SAMPLES:,}",
     "seed": "0 to 2^63 - 1",
     "stop": f"at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS:,} characters",
     "prompt": f"at most {MAX_PROMPT_BYTES:,} bytes of UTF-8",
 }
-"""What is possible for each setting, in the words of its error message and of docs/sampling.md."""
+"""The valid values of each setting, as its error message and docs/sampling.md state them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,28 +37,32 @@ class SamplingSettings:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_p"):
-            self._require(name, _is_number(getattr(self, name)))
-        for name in ("top_k", "max_new_tokens", "num_samples", "seed"):
-            self._require(name, type(getattr(self, name)) is int)
-        self._require("temperature", 0.0 <= self.temperature <= MAX_TEMPERATURE)
-        self._require("top_k", self.top_k >= 0)
-        self._require("top_p", 0.0 < self.top_p <= 1.0)
-        self._require("max_new_tokens", 1 <= self.max_new_tokens <= MAX_NEW_TOKENS)
-        self._require("num_samples", 1 <= self.num_samples <= MAX_SAMPLES)
-        self._require("seed", 0 <= self.seed < 2**63)
-        self._require("stop", type(self.stop) is tuple and len(self.stop) <= MAX_STOPS)
-        self._require("stop", all(_is_stop(string) for string in self.stop))
+        valid = {
+            "temperature": _is_number(self.temperature) and 0.0 <= self.temperature <= MAX_TEMPERATURE,
+            "top_k": type(self.top_k) is int and self.top_k >= 0,
+            "top_p": _is_number(self.top_p) and 0.0 < self.top_p <= 1.0,
+            "max_new_tokens": type(self.max_new_tokens) is int and 1 <= self.max_new_tokens <= MAX_NEW_TOKENS,
+            "num_samples": type(self.num_samples) is int and 1 <= self.num_samples <= MAX_SAMPLES,
+            "seed": type(self.seed) is int and 0 <= self.seed < 2**63,
+            "stop": type(self.stop) is tuple and len(self.stop) <= MAX_STOPS and all(map(_is_stop, self.stop)),
+        }
+        for name, holds in valid.items():
+            require(name, getattr(self, name), holds, LIMITS[name])
 
-    def _require(self, name: str, holds: bool) -> None:
-        if not holds:
-            value = _shortened(repr(getattr(self, name)))
-            raise ConfigError(f"{name} = {value} is not possible: expected {LIMITS[name]}")
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)  # a comparison with NaN is False
+
+
+def _is_stop(string: object) -> bool:
+    if not isinstance(string, str) or not 1 <= len(string) <= MAX_STOP_CHARACTERS:
+        return False
+    return not re.search(r"[\ud800-\udfff]", string)
 
 
 def check_prompt(prompt: str) -> None:
-    """Refuse a prompt that is too long or holds lone surrogates, before it is cut into tokens."""
-    size = len(prompt)  # at least so many bytes; encoding gigabytes only to refuse them would be slow
+    """Refuse a prompt that is too long or holds lone surrogates, before it is encoded."""
+    size = len(prompt)  # a lower bound; encoding gigabytes only to refuse them would be slow
     if size <= MAX_PROMPT_BYTES:
         try:
             size = len(prompt.encode())
@@ -68,24 +70,4 @@ def check_prompt(prompt: str) -> None:
             what = f"{prompt[error.start]!r} at character {error.start}"
             raise ConfigError(f"the prompt is not valid UTF-8: {what}") from None
     if size > MAX_PROMPT_BYTES:
-        raise ConfigError(f"the prompt of {size:,} bytes is too long: expected {LIMITS['prompt']}")
-
-
-def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """The stop strings of one string or a sequence of them."""
-    return (stop,) if isinstance(stop, str) else tuple(stop)
-
-
-def _is_number(value: object) -> bool:
-    # True is an int and `NaN <= 0` is False, so that a range check alone would let both pass
-    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
-
-
-def _is_stop(string: object) -> bool:
-    if not isinstance(string, str) or not 1 <= len(string) <= MAX_STOP_CHARACTERS:
-        return False
-    return not any(0xD800 <= ord(character) <= 0xDFFF for character in string)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        raise ConfigError(f"the prompt of {size:,} bytes is too long (must be {LIMITS['prompt']})")

@@ -1,13 +1,14 @@
-"""Where text comes from. To add a source: a file here with a `TextSource`, and a line in `SOURCES`.
+"""Where text comes from. To add a source: a file here with a `TextSource` or `TokenSource`, and a line in `SOURCES`.
 
-A source is made from the data settings, looks at once whether its files are there, and gives its documents, always in
-the same order, as often as it is asked (`data/document.py`).
+A source is made from the data settings, checks its files at once, and yields its documents in the same order on every
+pass. What other parts need to know of it (licence, share of validation documents, a description for reports) are
+attributes of its class (`data/document.py`).
 """
 
 from collections.abc import Iterator
 
 from quillgpt.config import DataConfig
-from quillgpt.data.document import Tally, TextSource, TokenSource
+from quillgpt.data.document import DataSource, SourceStats, TextSource, decide_split, split_chunks
 from quillgpt.data.sources.fineweb_edu import FineWebEdu
 from quillgpt.data.sources.jsonl import Jsonl
 from quillgpt.data.sources.nanogpt import NanoGPT
@@ -16,10 +17,9 @@ from quillgpt.data.sources.parquet import Parquet
 from quillgpt.data.sources.python import PythonLibrary
 from quillgpt.data.sources.shakespeare import Shakespeare
 from quillgpt.data.sources.text import Text
-from quillgpt.data.split import decide_split, split_pieces
 from quillgpt.errors import ConfigError, pick
 
-SOURCES = {
+SOURCES: dict[str, type[DataSource]] = {
     "python": PythonLibrary,
     "text": Text,
     "jsonl": Jsonl,
@@ -31,22 +31,22 @@ SOURCES = {
 }
 
 
-def open_source(config: DataConfig) -> TextSource | TokenSource:
-    """The source that the settings name; one whose files are missing or unreadable is a `DataError`."""
-    return pick(SOURCES, config.source, "source")(config)
+def source_class(config: DataConfig) -> type[DataSource]:
+    """Return the class of the source that the settings name; an unknown name is a `ConfigError`."""
+    return pick(SOURCES, config.source, "source")
+
+
+def open_source(config: DataConfig) -> DataSource:
+    """Open the source that the settings name; missing or unreadable files are a `DataError`."""
+    return source_class(config)(config)
 
 
 def training_texts(config: DataConfig) -> Iterator[str]:
-    """The source's training text, a document at a time and nothing held out: what a tokenizer may learn from."""
-    return split_texts(config, "train")
-
-
-def split_texts(config: DataConfig, split: str) -> Iterator[str]:
-    """The text of one split, as `prepare` splits it; a very long document comes in several pieces."""
+    """Yield the text of the training split, on which a tokenizer may be trained; long documents come in chunks."""
     source = open_source(config)
-    if isinstance(source, TokenSource):
-        raise ConfigError(f"the source {config.source} has tokens, not text; nothing can be learned from it")
+    if not isinstance(source, TextSource):
+        raise ConfigError(f"the source {config.source} has tokens, not text; choose a source of text")
     rule = decide_split(source, name=config.source, limit=config.documents)
-    for piece in split_pieces(source, rule, Tally(), limit=config.documents):
-        if piece.split == split:
-            yield piece.content.decode()
+    for chunk in split_chunks(source, rule, SourceStats(), limit=config.documents):
+        if chunk.split == "train":
+            yield chunk.content.decode()

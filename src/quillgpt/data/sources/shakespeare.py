@@ -1,6 +1,6 @@
 """Entry `shakespeare`: one megabyte of plays, the text of nanoGPT's two Shakespeare examples [Karpathy 2015, char-rnn].
 
-One document, so the last tenth of its characters is held out, as nanoGPT does.
+One document, so the last tenth of its characters is the validation split, as in nanoGPT.
 """
 
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from quillgpt import files
 from quillgpt.config import DataConfig
-from quillgpt.data.document import HELD_OUT_FRACTION, Tally
-from quillgpt.data.download import Download, fetch
-from quillgpt.data.text_files import decoded, read_blocks, require_regular
+from quillgpt.data.document import SourceStats
+from quillgpt.data.sources.download import Download, fetch
+from quillgpt.data.sources.files import FileSource, decoded, read_blocks, require_regular
 from quillgpt.errors import DataError
 
 TINY_SHAKESPEARE = Download(
@@ -21,28 +21,24 @@ TINY_SHAKESPEARE = Download(
 DOWNLOADS = Path("data/downloads")
 
 
-class Shakespeare:
+class Shakespeare(FileSource):
     """The file at `path`, or the one downloaded to data/downloads/."""
 
+    description = "Shakespeare's works"
     licence = "public domain"
-    held_out_fraction = HELD_OUT_FRACTION
 
     def __init__(self, config: DataConfig) -> None:
-        if config.path:
-            self.file = Path(config.path)
-            require_regular(self.file)
-            if files.file_sha256(self.file) != TINY_SHAKESPEARE.sha256:
-                expected = f"expected the SHA-256 {TINY_SHAKESPEARE.sha256[:12]}..."
-                raise DataError(
-                    f"{self.file}: not the Shakespeare file: {expected}; for other text use the source text"
-                )
-        else:
-            self.file = fetch(TINY_SHAKESPEARE, DOWNLOADS / "tinyshakespeare.txt")
+        if not config.path:
+            self.files = [fetch(TINY_SHAKESPEARE, DOWNLOADS / "tinyshakespeare.txt")]
+            return
+        file = Path(config.path)
+        require_regular(file)
+        if files.file_sha256(file) != TINY_SHAKESPEARE.sha256:
+            expected = f"expected the SHA-256 {TINY_SHAKESPEARE.sha256[:12]}..."
+            raise DataError(f"{file}: not the Shakespeare file: {expected}; for other text use the source text")
+        self.files = [file]
 
-    def documents(self, tally: Tally) -> Iterator[Iterator[str]]:
-        """The one file."""
-        yield decoded(read_blocks(self.file), path=self.file, errors="strict", tally=tally)
-
-    def text_bytes(self) -> int:
-        """Size of the file."""
-        return TINY_SHAKESPEARE.bytes
+    def documents(self, stats: SourceStats) -> Iterator[Iterator[str]]:
+        """Yield the one file."""
+        for file in self.files:
+            yield decoded(read_blocks(file), path=file, errors="strict", stats=stats)

@@ -3,25 +3,21 @@
 from collections.abc import Iterator
 
 from quillgpt.config import DataConfig
-from quillgpt.data.document import HELD_OUT_FRACTION, Tally
-from quillgpt.data.text_files import decoded, find_files, read_blocks, total_bytes
+from quillgpt.data.document import SourceStats
+from quillgpt.data.sources.files import FileSource, decoded, find_files, read_blocks
 
 
-class Text:
-    """The files that `path` names, sorted, each character as it stands."""
+class Text(FileSource):
+    """The files that `path` names, sorted, with every character unchanged."""
 
+    description = "a folder of text"
     licence = "that of your files"
-    held_out_fraction = HELD_OUT_FRACTION
 
     def __init__(self, config: DataConfig) -> None:
         self.files = find_files(config.path, source="text")
         self.errors = config.errors
 
-    def documents(self, tally: Tally) -> Iterator[Iterator[str]]:
-        """Each file's text, read as it is used."""
+    def documents(self, stats: SourceStats) -> Iterator[Iterator[str]]:
+        """Yield each file's text, read as it is used."""
         for file in self.files:
-            yield decoded(read_blocks(file), path=file, errors=self.errors, tally=tally)
-
-    def text_bytes(self) -> int:
-        """Size of the files."""
-        return total_bytes(self.files)
+            yield decoded(read_blocks(file), path=file, errors=self.errors, stats=stats)

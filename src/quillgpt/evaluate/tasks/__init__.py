@@ -1,13 +1,11 @@
 """The menu of tasks. To add one: a file here with a `Task`, and a line in `TASKS`; the tests loop over it.
 
-A task is a list of items and says nothing of models. Its data is one download of pinned content, kept in `TASK_DATA`,
-or files of the same form in a directory of the user's.
+A task is a list of items and knows nothing of models. Its data is one download of pinned content, kept in `TASK_DATA`,
+or files of the same form in another directory.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from quillgpt.data.download import fetch
 from quillgpt.errors import ConfigError, pick, require
 from quillgpt.evaluate.tasks.arc import ARC_CHALLENGE, ARC_EASY
 from quillgpt.evaluate.tasks.hellaswag import HELLASWAG_COMPLETION, HELLASWAG_HARNESS
@@ -27,28 +25,21 @@ TASK_GROUPS: Mapping[str, tuple[str, ...]] = {
 """names that stand for several tasks"""
 
 
-def chosen_tasks(text: str) -> list[tuple[Task, int]]:
-    """The tasks of a list such as "hellaswag:200,piqa", each with its limit; 0 stands for all items.
+def parse_tasks(text: str) -> list[tuple[Task, int]]:
+    """Return the tasks of a list such as "hellaswag:200,piqa", each with its limit; 0: all items.
 
-    A name that does not exist, a limit that is no number from 1, and a task named twice are a `ConfigError`.
+    An unknown name, a limit below 1, and a task named twice are a `ConfigError`.
     """
     found: dict[str, tuple[Task, int]] = {}
     for entry in text.split(","):
         name, colon, digits = entry.strip().partition(":")
         is_number = digits.isascii() and digits.isdigit() and 0 < int(digits[:20]) < 2**63
         require("tasks", entry.strip(), not colon or is_number, "NAME, or NAME:LIMIT with a limit of 1 or more")
-        names = pick({known: (known,) for known in TASKS} | dict(TASK_GROUPS), name, "tasks")
-        for known in names:
-            if known in found:
-                raise ConfigError(f"tasks = {text!r} has {known} twice; name each task once")
-            found[known] = (TASKS[known], int(digits or 0))
+        for task in pick({known: (known,) for known in TASKS} | dict(TASK_GROUPS), name, "tasks"):
+            if task in found:
+                raise ConfigError(f"tasks = {text!r} has {task} twice; name each task once")
+            found[task] = (TASKS[task], int(digits or 0))
     return list(found.values())
 
 
-def fetch_task(task: Task, directory: Path = TASK_DATA, *, instead: str = "--data-dir DIRECTORY") -> Path:
-    """Have the task's data in the directory, and return it; what is not the pinned content is fetched anew."""
-    fetch(task.download, directory / task.file_name, instead=instead)
-    return directory
-
-
-__all__ = ["TASKS", "TASK_DATA", "TASK_GROUPS", "Task", "chosen_tasks", "fetch_task"]
+__all__ = ["TASKS", "TASK_DATA", "TASK_GROUPS", "Task", "parse_tasks"]

@@ -1,24 +1,30 @@
 """Entries `arc-easy` and `arc-challenge`: science questions from school exams [Clark 2018]. The test items.
 
-The archive also holds 14 million sentences of science text, which nobody needs here: 681 MB are fetched for one.
+The archive also has 14 million sentences of science text, which are not used: 681 MB are fetched for one.
 """
 
 from collections.abc import Iterator
 from functools import partial
 
-from quillgpt.data.download import Download
+from quillgpt.data.sources.download import Download
 from quillgpt.errors import DataError
-from quillgpt.evaluate.tasks.encode import encode_joined
-from quillgpt.evaluate.tasks.multiple_choice import NORMALIZED, chosen_by_character
-from quillgpt.evaluate.tasks.records import DataFiles, Record
-from quillgpt.evaluate.tasks.task import Candidate, Item, Task
+from quillgpt.evaluate.tasks.task import (
+    NORMALIZED,
+    DataFiles,
+    Item,
+    Record,
+    Task,
+    accuracy_by_character,
+    encode_joined,
+    multiple_choice,
+)
 
 EASY = "ARC-V1-Feb2018-2/ARC-Easy/ARC-Easy-Test.jsonl"
 CHALLENGE = "ARC-V1-Feb2018-2/ARC-Challenge/ARC-Challenge-Test.jsonl"
 
 
 def records(files: DataFiles, path: str) -> Iterator[Record]:
-    """The records of a part, with question, choices and labels side by side, as on the hub."""
+    """Yield the records of a part, with question, choices and labels as separate fields, as on the hub."""
     for record in files.records(path):
         question = record.record("question")
         choices = question.records("choices")
@@ -34,19 +40,13 @@ def records(files: DataFiles, path: str) -> Iterator[Record]:
 
 
 def item(record: Record) -> Item:
-    """The question; each choice (three to five of them) is an answer, without its letter."""
+    """Return the question with three to five answers, without their letters."""
     context = f"Question: {record.text('question')}\nAnswer:"
     choices, key = record.record("choices"), record.text("answerKey")
     labels = choices.texts("label")
     if key not in labels:
         raise DataError(f"{record.where}: the field 'answerKey' is {key!r}, expected one of {', '.join(labels)}")
-    return Item(
-        key=record.key,
-        candidates=tuple(
-            Candidate(context=context, continuation=f" {text}", characters=len(text)) for text in choices.texts("text")
-        ),
-        right=labels.index(key),
-    )
+    return multiple_choice(record, context, choices.texts("text"), labels.index(key))
 
 
 _arc = partial(
@@ -60,22 +60,24 @@ _arc = partial(
     ),
     item=item,
     encode=encode_joined,
-    measure=chosen_by_character,
     metrics=NORMALIZED,
+    measure=accuracy_by_character,
 )
 
 ARC_EASY = _arc(
     name="arc-easy",
+    title="ARC easy",
     meaning="science questions from school exams",
     items=2_376,
     paths=(EASY,),
     records=partial(records, path=EASY),
-    published={},  # none was found for this form of the task
+    published={},  # no score of this form of the task was found
     harness_name="arc_easy",
 )
 
 ARC_CHALLENGE = _arc(
     name="arc-challenge",
+    title="ARC challenge",
     meaning="science questions that looking up words does not answer",
     items=1_172,
     paths=(CHALLENGE,),

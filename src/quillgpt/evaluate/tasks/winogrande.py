@@ -1,31 +1,19 @@
 """Entry `winogrande`: which of two nouns fills the blank of a sentence [Sakaguchi 2020]. The validation items.
 
-Partial evaluation [Trinh 2018]: both nouns are put into the blank, and what is scored is the rest of the sentence
-behind it, the same for both, so that a rare noun is no disadvantage. The contexts differ and cannot be shared.
+Partial evaluation [Trinh 2018]: each noun is put into the blank, and the rest of the sentence after it is scored, the
+same text for both, so that a rare noun is not at a disadvantage. The contexts differ and cannot be shared.
 """
 
-from collections.abc import Iterator
-
-from quillgpt.data.download import Download
+from quillgpt.data.sources.download import Download
 from quillgpt.errors import DataError
-from quillgpt.evaluate.tasks.encode import encode_joined
-from quillgpt.evaluate.tasks.multiple_choice import PLAIN, chosen
-from quillgpt.evaluate.tasks.records import DataFiles, Record
-from quillgpt.evaluate.tasks.task import Candidate, Item, Task
-
-FILE = "winogrande_1.1/dev.jsonl"
-
-
-def records(files: DataFiles) -> Iterator[Record]:
-    """The records as published."""
-    return files.records(FILE)
+from quillgpt.evaluate.tasks.task import PLAIN, Candidate, Item, Record, Task, accuracy, encode_joined
 
 
 def item(record: Record) -> Item:
-    """The sentence up to the blank with either noun, and the rest of it."""
+    """Return the sentence up to the blank with each noun as context, and its rest as the continuation."""
     before, blank, rest = record.text("sentence").partition("_")
     if not blank:
-        raise DataError(f"{record.where}: the field 'sentence' has no blank (_); mend or remove the line")
+        raise DataError(f"{record.where}: the field 'sentence' has no blank (_); fix or remove the line")
     rest = rest.strip()
     return Item(
         key=record.key,
@@ -39,6 +27,7 @@ def item(record: Record) -> Item:
 
 WINOGRANDE = Task(
     name="winogrande",
+    title="WinoGrande",
     meaning="which of two nouns fills the blank of a sentence",
     paper="Sakaguchi 2020",
     licence="CC BY",
@@ -47,13 +36,12 @@ WINOGRANDE = Task(
         sha256="3619ab104d8be2977b25c90ff420cb42d491707dcc75362a1e5d22bc082b7318",
         bytes=3_395_492,
     ),
-    paths=(FILE,),
+    paths=("winogrande_1.1/dev.jsonl",),
     items=1_267,
-    records=records,
     item=item,
     encode=encode_joined,
-    measure=chosen,
     metrics=PLAIN,
+    measure=accuracy,
     published={
         "gpt2": {"accuracy": (0.5161, "model card of crumb/gpt2023")},
         "gpt2-xl": {"accuracy": (0.5940, "gpt-neo README")},

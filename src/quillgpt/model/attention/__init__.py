@@ -1,55 +1,43 @@
-"""The menu of attentions: how earlier values are mixed, given queries, keys and values of all heads.
+"""The menu of attention functions: how values are combined, given the queries, keys and values of all heads.
 
-To add one: write a file here with one function of the `Attention` signature and give it a line in `ATTENTION`. The
-weights around it (qkv, output projection) are the same for all, and every test of the model then runs with it too.
+To add one: write a file with a function of the `AttentionFunction` signature and its `Attention` record, and give it a
+line in `ATTENTION`. The weights around it (qkv, output projection) are the same for all, and every test of the model
+then runs with it too.
 """
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Protocol
-
-from torch import Tensor
 
 from quillgpt.config import ModelConfig
 from quillgpt.errors import pick
-from quillgpt.model.attention.explicit import explicit_attention
-from quillgpt.model.attention.gaussian import gaussian_attention, normalized_gaussian_attention
-from quillgpt.model.attention.gaussian_poly import PREFIX, gaussian_poly_attention, power_of
-from quillgpt.model.attention.pointwise import POINTWISE, pointwise_attention
-from quillgpt.model.attention.power import power_attention
-from quillgpt.model.attention.softmax import softmax_attention
-
-
-class Attention(Protocol):
-    """A causal attention: query i of T stands at position S - T + i and sees the positions up to its own."""
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
-        """Mix values; query: (B, H, T, D), the last T of S positions; key, value: (B, H, S, D); -> (B, H, T, D)."""
-        ...
-
+from quillgpt.model.attention.entry import Attention, AttentionFunction
+from quillgpt.model.attention.explicit import EXPLICIT
+from quillgpt.model.attention.gaussian import GAUSSIAN, GAUSSIAN_NORMALIZED
+from quillgpt.model.attention.gaussian_poly import PREFIX, degree_of, polynomial_entry
+from quillgpt.model.attention.pointwise import POINTWISE, pointwise_entry
+from quillgpt.model.attention.power import POWER_SOFTMAX
+from quillgpt.model.attention.softmax import SOFTMAX
 
 ATTENTION: Mapping[str, Attention] = {
-    "softmax": softmax_attention,
-    "explicit": explicit_attention,
-    "gaussian": gaussian_attention,
-    "gaussian-normalized": normalized_gaussian_attention,
-    **{f"{PREFIX}{power}": partial(gaussian_poly_attention, power=power) for power in (2, 4, 8)},
-    **{name: partial(pointwise_attention, activation=activation) for name, activation in POINTWISE.items()},
-    "power": power_attention,
+    "softmax": SOFTMAX,
+    "explicit": EXPLICIT,
+    "gaussian": GAUSSIAN,
+    "gaussian-normalized": GAUSSIAN_NORMALIZED,
+    **{f"{PREFIX}{degree}": polynomial_entry(degree) for degree in (2, 4, 8)},
+    **{name: pointwise_entry(activation) for name, activation in POINTWISE.items()},
+    "power": POWER_SOFTMAX,
 }
-"""`find_attention` knows gaussian-poly-N for the other even N too."""
+"""`find_attention` also knows gaussian-poly-N for every other even N."""
 
 
 def find_attention(name: str) -> Attention:
     """The attention of that name; a `ConfigError` names the nearest, or says that N has to be even."""
-    if name.startswith(PREFIX):
-        return partial(gaussian_poly_attention, power=power_of(name))
-    return pick(ATTENTION, name, "attention")
+    return polynomial_entry(degree_of(name)) if name.startswith(PREFIX) else pick(ATTENTION, name, "attention")
 
 
-def attention_of(config: ModelConfig) -> Attention:
-    """The model's attention, with the settings that only some of the entries have."""
-    if config.attention in POINTWISE:
-        activation, length_power = POINTWISE[config.attention], config.pointwise_length_power
-        return partial(pointwise_attention, activation=activation, length_power=length_power)
-    return find_attention(config.attention)
+def attention_of(config: ModelConfig) -> AttentionFunction:
+    """The attention function of a model, with the settings that belong to it."""
+    attention = find_attention(config.attention)
+    return partial(
+        attention.function, **{name: getattr(config, setting) for name, setting in attention.settings.items()}
+    )

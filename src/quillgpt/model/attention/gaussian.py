@@ -1,44 +1,43 @@
-"""Gaussian attention: a key counts by how near it is to the query, with and without division by the row's sum.
+"""Gaussian attention: a key is weighted by its distance from the query, with and without division by the row's sum.
 
-Both run through torch's fused softmax kernel, which never holds the (T, S) weights: docs/attention.md says how.
+Both are computed by torch's fused softmax kernel, which never holds the (T, S) weights; docs/attention.md explains how.
 """
 
 import math
+from dataclasses import replace
 
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention
 
-from quillgpt.model.causal_mask import causal_mask
-from quillgpt.model.squared_distance import negative_half_distances, with_norms
-from quillgpt.model.written_out import mix, product_dtype
+from quillgpt.model.attention.entry import Attention, AttentionSize
+from quillgpt.model.attention.unfused import (
+    DISTANCE_BYTES,
+    causal_mask,
+    negative_half_distances,
+    unfused_attention,
+    unfused_bytes,
+    with_norms,
+)
+from quillgpt.model.precision import product_dtype
 
-CHANNEL_MULTIPLE = 8  # what fused kernels on GPUs ask for
+CHANNEL_MULTIPLE = 8  # required by fused kernels on GPUs
 
 
 def gaussian_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
-    """Sum of exp(-|q - k|^2 / (2 sqrt(D))) v over earlier positions, not normalised [Rho 2025].
+    """Sum of exp(-|q - k|^2 / (2 sqrt(D))) v over earlier positions, not normalized [Rho 2025].
 
     query: (B, H, T, D), the last T of S positions. key, value: (B, H, S, D). Returns (B, H, T, D).
 
-    The kernel divides by a sum, which is undone: a sink, seen by all, has the weight exp(0) = 1, and in a channel of
-    its own the value 1, so that the channel comes out as 1 / (1 + the sum of the weights). Dividing by it leaves the
-    sum alone; where every weight underflows, it leaves 0. Dropout would drop the sink: then it is written out.
+    The kernel divides by a sum, which is undone: a sink, visible to all queries, has the weight exp(0) = 1 and, in one
+    extra channel, the value 1, so that the channel of the result is 1 / (1 + the sum of the weights). Dividing by it
+    leaves the sum; where every weight underflows, 0. Dropout would drop the sink: then the weights are computed.
     """
     if dropout:
-        return mix(gaussian_weights, query, key, value, dropout=dropout)
-    head_size, is_square = query.shape[3], query.shape[2] == key.shape[2]
-    query, key, value = _channels(query, key, value)
-    key, value = F.pad(key, (0, 0, 1, 0)), F.pad(value, (0, 0, 1, 0))  # the sink is before the first position
-    value[:, :, 0, head_size] = 1.0
-    if is_square:  # a query that sees only the sink keeps the triangle; its result is cut off
-        query = F.pad(query, (0, 0, 1, 0))
-        mixed = scaled_dot_product_attention(query, key, value, is_causal=True, scale=_scale(head_size))[:, :, 1:]
-    else:
-        mask = _mask(query.shape[2], key.shape[2] - 1, query)
-        mask = mask if mask is None else F.pad(mask, (1, 0), value=True)
-        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=_scale(head_size))
-    return mixed[..., :head_size] / mixed[..., head_size : head_size + 1]
+        return unfused_attention(gaussian_weights, query, key, value, dropout=dropout)
+    head_size = query.shape[3]
+    out = _fused(query, key, value, sinks=1)
+    return out[..., :head_size] / out[..., head_size : head_size + 1]
 
 
 def normalized_gaussian_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
@@ -47,39 +46,33 @@ def normalized_gaussian_attention(query: Tensor, key: Tensor, value: Tensor, *, 
     query: (B, H, T, D), the last T of S positions. key, value: (B, H, S, D). Returns (B, H, T, D).
     """
     if dropout:
-        return mix(normalized_gaussian_weights, query, key, value, dropout=dropout)
-    head_size, is_square = query.shape[3], query.shape[2] == key.shape[2]
-    query, key, value = _channels(query, key, value)
-    if is_square:
-        mixed = scaled_dot_product_attention(query, key, value, is_causal=True, scale=_scale(head_size))
-    else:
-        mask = _mask(query.shape[2], key.shape[2], query)
-        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=_scale(head_size))
-    return mixed[..., :head_size]
+        return unfused_attention(normalized_gaussian_weights, query, key, value, dropout=dropout)
+    return _fused(query, key, value, sinks=0)[..., : query.shape[3]]
 
 
-def _channels(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All three with the same number of channels, at least one more than the values have."""
-    dtype, head_size = product_dtype(query), query.shape[3]
+def _fused(query: Tensor, key: Tensor, value: Tensor, *, sinks: int) -> Tensor:
+    """Softmax over -|q - k|^2 / (2 sqrt(D)) and, before the first key, over `sinks` zeros; (B, H, T, more than D)."""
+    new, total, head_size = query.shape[2], key.shape[2], query.shape[3]
+    dtype, is_square = product_dtype(query), bool(new == total)  # not a symbol, when a graph for all sizes is traced
     query, key = with_norms(query.to(dtype), key.to(dtype))
     channels = -(-query.shape[3] // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
     missing = channels - query.shape[3]
-    query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))
-    return query, key, F.pad(value.to(dtype), (0, channels - head_size))
-
-
-def _mask(new: int, total: int, like: Tensor) -> Tensor | None:
-    """Who sees whom where is_causal does not say it; a single query sees all."""
-    return None if new == 1 else causal_mask(new, total, like.device)
-
-
-def _scale(head_size: int) -> float:
-    """The factor of -|q - k|^2 / 2."""
-    return 1 / math.sqrt(head_size)
+    first = sinks if is_square else 0  # a query that sees only the sink keeps the triangle; its result is cut off
+    query, key = F.pad(query, (0, missing, first, 0)), F.pad(key, (0, missing, sinks, 0))
+    value = F.pad(value.to(dtype), (0, channels - head_size, sinks, 0))
+    if sinks:
+        value[:, :, :sinks, head_size] = 1.0
+    mask = None
+    if not is_square and new > 1:  # a single query sees all
+        mask = F.pad(causal_mask(new, total, query.device), (sinks, 0), value=True)
+    scale = 1 / math.sqrt(head_size)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_square, scale=scale)[
+        :, :, first:
+    ]
 
 
 def gaussian_weights(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
-    """exp(-|q - k|^2 / (2 sqrt(D))), written out: (B, H, T, S)."""
+    """exp(-|q - k|^2 / (2 sqrt(D))), unfused: (B, H, T, S)."""
     return _exponents(query, key, visible).exp()
 
 
@@ -89,5 +82,21 @@ def normalized_gaussian_weights(query: Tensor, key: Tensor, visible: Tensor) -> 
 
 
 def _exponents(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
-    exponents = negative_half_distances(query, key) * _scale(query.shape[3])
+    exponents = negative_half_distances(query, key) * (1 / math.sqrt(query.shape[3]))
     return exponents.masked_fill(~visible, -math.inf)
+
+
+def _saved_bytes(size: AttentionSize) -> int:
+    """Queries, keys and values again, with channels for the norms."""
+    if size.has_dropout:
+        return unfused_bytes(size, channel_bytes=DISTANCE_BYTES)
+    return size.channels * (4 * size.value_bytes + 3)
+
+
+GAUSSIAN = Attention(
+    function=gaussian_attention,
+    saved_bytes=_saved_bytes,
+    kernel=lambda device, dtype, length: "torch's fused kernel, with channels for the norms",
+    monitored="distance",
+)
+GAUSSIAN_NORMALIZED = replace(GAUSSIAN, function=normalized_gaussian_attention, is_normalized=True)

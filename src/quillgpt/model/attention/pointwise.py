@@ -1,13 +1,13 @@
-"""Pointwise attention: an activation of each score by itself, so that no row has to be summed before it is used."""
+"""Pointwise attention: an activation function of each score by itself, so that no sum over a row is needed."""
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from quillgpt.model.written_out import in_full, mix
+from quillgpt.model.attention.entry import Attention
+from quillgpt.model.attention.unfused import scaled_scores, unfused_attention, unfused_bytes
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def relu2(x: Tensor) -> Tensor:
 
 
 def identity(x: Tensor) -> Tensor:
-    """x itself: the weights are the scores, of either sign."""
+    """x: linear attention, whose weights are the scores, of either sign."""
     return x
 
 
@@ -45,14 +45,20 @@ def pointwise_attention(
 
     query: (B, H, T, D), the last T of S positions. key, value: (B, H, S, D). Returns (B, H, T, D).
     """
-    weigh = partial(_weights, activation=activation, length_power=length_power)
-    return mix(weigh, query, key, value, dropout=dropout)
+
+    def weights_of(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
+        scores = scaled_scores(query, key)
+        length = visible.sum(dim=-1, keepdim=True, dtype=scores.dtype)  # (T, 1)
+        return (activation(scores) / length**length_power).masked_fill(~visible, 0.0)
+
+    return unfused_attention(weights_of, query, key, value, dropout=dropout)
 
 
-def _weights(
-    query: Tensor, key: Tensor, visible: Tensor, *, activation: Callable[[Tensor], Tensor], length_power: float
-) -> Tensor:
-    scores = in_full((query / math.sqrt(query.shape[3])) @ key.transpose(-2, -1))  # (B, H, T, S)
-    length = visible.sum(dim=-1, keepdim=True, dtype=scores.dtype)  # (T, 1)
-    weights = activation(scores) / length**length_power
-    return weights.masked_fill(~visible, 0.0)
+def pointwise_entry(activation: Callable[[Tensor], Tensor]) -> Attention:
+    """The entry of the menu."""
+    return Attention(
+        function=partial(pointwise_attention, activation=activation),
+        saved_bytes=partial(unfused_bytes, matrices=0 if activation is identity else 1),
+        settings={"length_power": "pointwise_length_power"},
+        monitored="score",
+    )

@@ -1,0 +1,115 @@
+"""Write checkpoints: each directory appears by one rename, with every file hashed and the manifest last."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from quillgpt import files
+from quillgpt.checkpoint.load import (
+    ADAPTER,
+    CONFIG,
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    RUNTIME,
+    SCHEMA,
+    STATE,
+    TOKENIZER,
+    Checkpoint,
+    best,
+    committed,
+)
+from quillgpt.model.gpt import GPT
+from quillgpt.model.lora import adapter_tensors
+from quillgpt.pretrained.adapter import Adapter, merged_fingerprint
+from quillgpt.run_dir import RunDirectory
+from quillgpt.tokenizer import Tokenizer
+
+
+def save(
+    run: RunDirectory,
+    *,
+    step: int,
+    model: GPT,
+    optimizer_state: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    config_toml: str,
+    tokenizer: Tokenizer,
+    data_fingerprint: str,
+    val_loss: float | None,
+    adapter: Adapter | None = None,
+) -> Checkpoint:
+    """Write the checkpoint of a step and return it; nothing of it is visible until it is complete.
+
+    adapter: settings and base of a LoRA run, of which only the adapters are written, not the base's weights.
+    """
+    path = run.checkpoints / f"step-{step:06d}"
+    if path.exists():
+        files.remove_directory(path)
+    weights_file = MODEL if adapter is None else ADAPTER
+    contents = {
+        CONFIG: lambda: config_toml.encode(),
+        RUNTIME: lambda: _json(runtime),
+        STATE: lambda: _json(state),
+        TOKENIZER: lambda: tokenizer.to_json().encode(),
+        weights_file: lambda: _weights_content(model, adapter),
+        OPTIMIZER: lambda: safetensors.torch.save(_on_cpu(optimizer_state)),
+    }
+    with files.atomic_directory(path) as temporary:
+        written = {}
+        for name, content in contents.items():
+            with files.written_file(temporary / name) as file:
+                file.write(content())
+            written[name] = {"size": file.size, "sha256": file.sha256}
+        manifest = {
+            "format": "quillgpt checkpoint",
+            "schema": SCHEMA,
+            "step": step,
+            "val_loss": val_loss,
+            "model": dataclasses.asdict(model.config),
+            "tokenizer": tokenizer.fingerprint,
+            "data": data_fingerprint,
+            "torch": torch.__version__,
+            "files": written,
+        }
+        if adapter is not None:
+            manifest["adapter"] = adapter.entry(path)
+        with files.written_file(temporary / MANIFEST) as file:
+            file.write(_json(manifest))
+    return Checkpoint(path=path, manifest=manifest)
+
+
+def weights_fingerprint(model: GPT, adapter: Adapter | None = None) -> str:
+    """Return the `Source.fingerprint` that these weights have once they are saved."""
+    file_sha256 = hashlib.sha256(_weights_content(model, adapter)).hexdigest()
+    return file_sha256 if adapter is None else merged_fingerprint(adapter, file_sha256)
+
+
+def prune(run: RunDirectory, *, keep_last: int) -> None:
+    """Delete all but the best and the last `keep_last`; each disappears by one rename, so none looks complete."""
+    checkpoints = committed(run)
+    kept = {checkpoint.path for checkpoint in [*checkpoints[-keep_last:], best(checkpoints)] if checkpoint is not None}
+    for checkpoint in checkpoints:
+        if checkpoint.path not in kept:
+            files.remove_directory(checkpoint.path)
+
+
+def _weights_content(model: GPT, adapter: Adapter | None) -> bytes:
+    """The content of the file of the trained tensors; a tied weight is in it once."""
+    weights = model.state_dict() if adapter is None else adapter_tensors(model)
+    return safetensors.torch.save(_on_cpu(weights), metadata={"format": "pt"})
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
