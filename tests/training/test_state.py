@@ -157,7 +157,7 @@ def test_a_saved_config_is_a_recipe_that_repeats_the_run(small_run: RunConfig, t
 
 
 def test_what_another_machine_resumes_with_its_own_values(messages: list[str]) -> None:
-    saved = replace(RUNTIME, threads=5, dtype="bf16", micro_batch_size=3)
+    saved = replace(RUNTIME, threads=5, dtype="bf16", micro_batch_size=3, global_batch_size=12, steps=7)
     here = replace(RUNTIME, threads=2, micro_batch_size=1)
     checkpoint: Any = type("Saved", (), {"read_json": lambda *_: vars(saved)})()
     cases = {
@@ -169,7 +169,7 @@ def test_what_another_machine_resumes_with_its_own_values(messages: list[str]) -
         messages.clear()
         found = restored_runtime(checkpoint, runtime, {})
         assert (found.dtype, found.threads, found.micro_batch_size) == expected, message
-        assert found.device == runtime.device
+        assert (found.device, found.global_batch_size, found.steps) == (runtime.device, 12, 7)
         assert messages == ([] if message == "same" else [f"continuing, not bit-identical: {message}"])
     assert restored_runtime(checkpoint, here, {"dtype": ("bf16", "fp32")}).dtype == "fp32"
 

@@ -59,13 +59,15 @@ def gradients_of(model: GPT) -> dict[str, Tensor]:
 # Loss
 
 
-def test_loss_and_gradients_are_those_of_cross_entropy_in_chunks_of_any_size() -> None:
+def test_loss_and_gradients_are_those_of_cross_entropy_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the operations of torch that are compiled."""
     tokens, targets = batch()
     reference = new_model()
     counted = targets != IGNORED_TARGET
     expected = F.cross_entropy(reference(tokens)[counted], targets[counted], reduction="sum")
     expected.backward()
-    for chunk_elements in (ONE_CHUNK, 7 * V, 3 * V, V, 1):
+    for chunk_elements, is_compiling in itertools.product((ONE_CHUNK, 7 * V, 3 * V, V, 1), (False, True)):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda value=is_compiling: value)
         model = new_model()
         loss_sum, count = TrainingStep(model, chunk_elements=chunk_elements)(tokens, targets)
         loss_sum.backward()
