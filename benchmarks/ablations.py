@@ -38,7 +38,7 @@ GPT2S: dict[str, Settings] = {
     "residual mixing": {"residual": "plain"},
     "value embeddings": {"value_embeddings": False},
     "logit soft-cap": {"logit_softcap": 0.0},
-    "zero-initialised outputs": {"initialization": "gpt2"},
+    "zero-initialized outputs": {"initialization": "gpt2"},
     "long linear decay": {"schedule": "cosine"},
     "momentum warm-up": {"momentum_warmup_steps": 0},
     "batch-size ramp": {"batch_ramp": ""},

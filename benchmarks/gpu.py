@@ -34,7 +34,7 @@ from quillgpt.model.sizes import flops_per_token
 from quillgpt.run_dir import RunDirectory
 from quillgpt.runtime import Runtime, detect, peak_flops, resolve, set_up_torch
 from quillgpt.training.loop import train
-from quillgpt.training.step import TrainingStep, WrappedStep, wrap
+from quillgpt.training.step import ModelWithLoss, WrappedModel, wrap
 
 GPT2 = ModelConfig(bias=False)
 TINY = ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=32, vocab_size=257, bias=False)
@@ -50,9 +50,9 @@ MUON |= {"warmup_steps": 0, "momentum_warmup_steps": 100, "gradient_clip": 0.0}
 RECIPES = {"GPT-2": {"lr": 6e-4, "min_lr": 6e-5, "warmup_steps": 100, "beta2": 0.95}, "modern": MODERN | MUON}
 
 
-def wrap_like_nanogpt(model: GPT, runtime: Runtime) -> WrappedStep:
+def wrap_like_nanogpt(model: GPT, runtime: Runtime) -> WrappedModel:
     """nanoGPT's step with our model: one graph, autocast only, all logits at once."""
-    forward: Any = TrainingStep(model, chunk_elements=1 << 62)
+    forward: Any = ModelWithLoss(model, chunk_elements=1 << 62)
     if runtime.compile:
         forward = torch.compile(forward, backend=runtime.compile_backend, dynamic=False)
     return dataclasses.replace(wrap(model, dataclasses.replace(runtime, compile=False)), forward=forward)

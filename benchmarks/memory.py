@@ -37,7 +37,7 @@ from quillgpt.model.sizes import SIZES, estimated_memory_bytes, parameter_count
 from quillgpt.run_dir import RunDirectory
 from quillgpt.runtime import Runtime, detect, peak_memory_bytes, resolve
 from quillgpt.tokenizer import load_tokenizer
-from quillgpt.training.step import WrappedStep, wrap
+from quillgpt.training.step import WrappedModel, wrap
 
 BLOCK_BYTES = 1 << 22
 GPT2 = SIZES["gpt2"]
@@ -189,7 +189,7 @@ def training_bytes(dtype: str, batch_size: int, rank: int) -> int:
     (torch.ones(256, 256, device=device) @ torch.ones(256, 256, device=device)).sum().item()  # loads the libraries
     before = peak_memory_bytes(device)
 
-    def adapted(model: GPT, runtime: Runtime) -> WrappedStep:
+    def adapted(model: GPT, runtime: Runtime) -> WrappedModel:
         if rank:
             add_adapters(model, LoraConfig(lora_rank=rank))
             model.to(device)

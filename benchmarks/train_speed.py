@@ -42,7 +42,7 @@ DEMO = load_recipe("modern-python")
 CHAR = ModelConfig(n_layer=6, n_head=6, n_embd=384, context_length=256, vocab_size=257, bias=False)
 NETS = {"demo": (DEMO.model, DEMO.optim, 8), "char": (CHAR, OptimConfig(lr=1e-3), 12)}
 GOALS = {"char": 1.8}
-Wrap = Callable[[GPT, Runtime], update.WrappedStep]
+Wrap = Callable[[GPT, Runtime], update.WrappedModel]
 WIDTHS, HEAD_SIZE = (64, 128, 192, 256, 384, 768), 64
 SKIPPED_STEPS = 5
 

@@ -79,17 +79,17 @@ class ModelConfig:
     mlp: str = "gelu"
     """feed-forward part of a block: gelu (tanh form), gelu-exact, relu2, square, swiglu"""
     norm: str = "layernorm"
-    """normalisation: layernorm, rmsnorm"""
+    """normalization: layernorm, rmsnorm"""
     position: str = "learned"
     """position encoding: learned (added to the embedding) or rotary (rotates queries and keys)"""
     qk_norm: bool = False
-    """normalise queries and keys before their product"""
+    """normalize queries and keys before their product"""
     bias: bool = True
     """biases in linear layers and norms, as GPT-2 has them"""
     tied_head: bool = True
     """the output head shares the token embedding's weight"""
     embedding_norm: bool = False
-    """normalise the embedded tokens before the first block"""
+    """normalize the embedded tokens before the first block"""
     residual: str = "plain"
     """input of a block: plain (residual stream) or mixed (learned sum of the stream and the token embeddings)"""
     value_embeddings: bool = False
@@ -163,7 +163,7 @@ class OptimConfig:
     schedule: str = "cosine"
     """learning-rate schedule after warm-up: cosine, linear, wsd (warm-up, stable, decay), constant"""
     warmup_steps: int = 0
-    """steps of linear warm-up from 0"""
+    """steps of linear warm-up; the first has lr / (warmup_steps + 1)"""
     decay_steps: int = 0
     """step at which min_lr is reached; 0: the last step"""
     decay_fraction: float = 0.2
@@ -206,9 +206,9 @@ class TrainConfig:
     batch_size: int = 0
     """sequences in a micro-batch; 0: as many as fit into memory, at most 32"""
     gradient_accumulation_steps: int = 0
-    """micro-batches in a step over all ranks if batch_tokens is 0; 0: 1"""
+    """micro-batches in a step, the total of all ranks, if batch_tokens is 0; 0: 1"""
     batch_ramp: str = ""
-    """growing batch: fraction@begin (a fraction of the steps), as 0.25@0,0.5@0.3,1@0.6; empty: none"""
+    """growing batch, fraction@begin, as 0.25@0,0.5@0.3,1@0.6; lr is scaled by its square root; empty: none"""
     seed: int = 1337
     """random seed of initial weights, data order and dropout"""
     init: str = "scratch"

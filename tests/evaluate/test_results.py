@@ -209,7 +209,7 @@ def test_progress_counts_candidates(model: GPT, folder: Path) -> None:
     assert {total for _, total in counts} == {24}
 
 
-def test_the_screen_shows_the_normalised_accuracy_if_there_is_one() -> None:
+def test_the_screen_shows_the_normalized_accuracy_if_there_is_one() -> None:
     line = {"train_loss": 1.0, "lambada_perplexity": 30.0, "lambada_perplexity_standard_error": 2.0}
     scores = {
         "hellaswag_completion_accuracy": 0.25,

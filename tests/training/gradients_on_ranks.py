@@ -37,7 +37,7 @@ from quillgpt.recipes import read_toml
 from quillgpt.runtime import Runtime
 from quillgpt.training import calibrate, loop, step
 from quillgpt.training.state import TrainState
-from quillgpt.training.step import WrappedStep, wrap
+from quillgpt.training.step import WrappedModel, wrap
 from small_runs import RUNTIME
 
 MODEL = ModelConfig(n_layer=3, n_head=2, n_embd=32, context_length=16, vocab_size=65)
@@ -110,7 +110,7 @@ def gradients_of(model: GPT) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def one_step(wrapped: WrappedStep, runtime: Runtime, case: Case, ranks: Ranks, *, target_count: int = 0) -> None:
+def one_step(wrapped: WrappedModel, runtime: Runtime, case: Case, ranks: Ranks, *, target_count: int = 0) -> None:
     """One step's gradients, computed as `train()` does."""
     inputs, targets = own_sequences(case, ranks.rank)
     counted = int(all_reduce_sum((targets != IGNORED_TARGET).sum(), ranks).item())

@@ -21,7 +21,7 @@ from quillgpt.config import (
     stage_batch_sizes,
 )
 from quillgpt.errors import ConfigError
-from quillgpt.optim.schedules import learning_rate, lr_scale
+from quillgpt.optim.schedules import learning_rate
 from quillgpt.training import calibrate, loop
 from quillgpt.training.calibrate import steps_within
 from quillgpt.training.loop import train
@@ -112,7 +112,7 @@ def test_a_run_has_the_batches_of_its_ramp_with_the_root_of_the_rate(ramped: Run
     assert [schedule.first_token(step) // 32 for step in (0, 6, 12, 20)] == [0, 12, 36, 100]
     rates = [learning_rate(step, 20, ramped.optim) * math.sqrt(size / 8) for step, size in enumerate(SIZES)]
     assert column(ramped, "lr") == pytest.approx(rates, rel=1e-12)
-    assert lr_scale(8, 8) == 1.0
+    assert learning_rate(3, 20, ramped.optim, 8 / 8) == learning_rate(3, 20, ramped.optim)
 
 
 def test_a_ramp_of_one_stage_is_no_ramp(small_run: RunConfig, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_the_accuracy_of_a_task_is_shown_and_stays_in_the_live_view() -> None:
     scores = names | {f"{name}_standard_error": 0.034 for name in names}
     for is_terminal in (True, False):
         text = Shown(is_terminal=is_terminal, steps=2).run(line(1, val_loss=4.25, val_bpb=1.5, **scores), line(2))
-        assert re.search(r"piqa +0\.615 ± 0\.034", text)  # the normalised accuracy where a task has one
+        assert re.search(r"piqa +0\.615 ± 0\.034", text)  # the normalized accuracy where a task has one
         assert re.search(r"lambada +0\.500 ± 0\.034", text)
         last = text.rpartition("step 2 of 2" if is_terminal else "2/2")[2]
         assert ("piqa" in last) == is_terminal

@@ -1,4 +1,4 @@
-"""One step: the loss of `TrainingStep`, the seeds of its dropout, the guarded update, and fp16's loss scale."""
+"""One step: the loss of `ModelWithLoss`, the seeds of its dropout, the guarded update, and fp16's loss scale."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ from quillgpt.training.loop import train
 from quillgpt.training.step import (
     LIMIT_IN_A_ROW,
     Guard,
-    TrainingStep,
+    ModelWithLoss,
     apply_update,
     derived_seed,
     gradients,
@@ -69,7 +69,7 @@ def test_loss_and_gradients_are_those_of_cross_entropy_in_chunks_of_any_size(mon
     for chunk_elements, is_compiling in itertools.product((ONE_CHUNK, 7 * V, 3 * V, V, 1), (False, True)):
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda value=is_compiling: value)
         model = new_model()
-        loss_sum, count = TrainingStep(model, chunk_elements=chunk_elements)(tokens, targets)
+        loss_sum, count = ModelWithLoss(model, chunk_elements=chunk_elements)(tokens, targets)
         loss_sum.backward()
         assert count.item() == counted.sum().item()
         assert loss_sum.item() == pytest.approx(expected.item(), rel=1e-12), chunk_elements
@@ -78,7 +78,7 @@ def test_loss_and_gradients_are_those_of_cross_entropy_in_chunks_of_any_size(mon
 
 def test_a_batch_without_targets_has_no_loss_and_no_gradient() -> None:
     model = new_model()
-    loss_sum, count = TrainingStep(model, chunk_elements=3 * V)(batch()[0], torch.full((B, T), IGNORED_TARGET))
+    loss_sum, count = ModelWithLoss(model, chunk_elements=3 * V)(batch()[0], torch.full((B, T), IGNORED_TARGET))
     loss_sum.backward()
     assert (loss_sum.item(), count.item()) == (0.0, 0)
     assert all(gradient.abs().max() == 0 for gradient in gradients_of(model).values())
@@ -86,7 +86,7 @@ def test_a_batch_without_targets_has_no_loss_and_no_gradient() -> None:
 
 def test_losses_of_16_and_32_bits_are_summed_in_float32() -> None:
     for dtype in (torch.bfloat16, torch.float32):
-        loss_sum, _ = TrainingStep(new_model(dtype), chunk_elements=ONE_CHUNK)(*batch())
+        loss_sum, _ = ModelWithLoss(new_model(dtype), chunk_elements=ONE_CHUNK)(*batch())
         assert loss_sum.dtype == torch.float32, dtype
 
 
@@ -96,7 +96,7 @@ def test_in_chunks_the_logits_of_all_tokens_never_exist() -> None:
     for repeats in (1, 4):
         tokens, targets = (part.repeat(repeats, 1) for part in batch())
         model = new_model(torch.float32, vocab_size=large_vocabulary, n_embd=4)
-        step = TrainingStep(model, chunk_elements=chunk_tokens * large_vocabulary)
+        step = ModelWithLoss(model, chunk_elements=chunk_tokens * large_vocabulary)
         with TensorMemory(model.parameters()) as memory:
             step(tokens, targets)[0].backward()
         largest[repeats], peak[repeats] = memory.largest, memory.peak_bytes

@@ -34,7 +34,7 @@ SHARED = ("limit", "eval_tokens", "device", "dtype", "threads", "batch_size", "b
 """options that are fields of the same name in `EvaluationRequest`"""
 PIPE_COLUMNS = 140  # a pipe has no width of its own
 GAP, TASK_GAP = 2, 4  # spaces between columns, and between tasks
-TITLES = {"loss": "nats/token", "bits_per_byte": "bits/byte", "accuracy_norm": "normalised"}
+TITLES = {"loss": "nats/token", "bits_per_byte": "bits/byte", "accuracy_norm": "normalized"}
 """titles of the scores whose own names do not say what they are"""
 DIGITS = {"perplexity": 2}
 """decimal places; 4 for the other scores"""

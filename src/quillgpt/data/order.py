@@ -82,9 +82,8 @@ class StreamOrder:
     """Maps positions in the endless stream of tokens to positions in the shards.
 
     document_ends: for each shard the end of every document, as `Shard.document_ends`. An epoch is a ring: the shards in
-    random order, the documents of each in random order. It is read once around, from a random one of its first
-    context_length tokens, so that an epoch is cut into sequences at other places than every other epoch, even if it is
-    one document.
+    random order, the documents of each in random order. Each epoch starts at a random offset below context_length and
+    wraps around, so that sequence boundaries differ between epochs, even if an epoch is one document.
     """
 
     def __init__(self, document_ends: Sequence[np.ndarray], *, seed: int, context_length: int) -> None:
@@ -101,8 +100,8 @@ class StreamOrder:
     def locate(self, starts: np.ndarray, length: int) -> Iterator[tuple[int, TokenRanges]]:
         """Find `length` consecutive tokens of the stream from each start on; their destinations follow each other.
 
-        Yields a shard and ranges of its tokens, until every destination is covered. A start may be -1: the token before
-        the first one is the last of epoch 0, which precedes it in that epoch's ring.
+        Yields a shard and ranges of its tokens, until every destination is covered. A start may be -1: sequence 0
+        needs an input before token 0, which is the last token of epoch 0.
         """
         if not len(starts):
             return

@@ -52,7 +52,7 @@ class ShardRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a data directory contains, where it came from, and how to recognise it.
+    """What a data directory contains, where it came from, and how to recognize it.
 
     tokenizer: name, fingerprint, vocab_size, end_of_text. validation: the rule that chose the validation split.
     text_sha256: chained over the documents in source order. notes: what a reader should know, in sentences.

@@ -183,7 +183,7 @@ def metric_columns(result: Result) -> dict[str, float]:
 
 
 def accuracy_texts(line: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return task and accuracy of each task in a line of metrics.jsonl; the normalised accuracy if there is one."""
+    """Return task and accuracy of each task in a line of metrics.jsonl; the normalized accuracy if there is one."""
     texts = []
     for task in TASKS:
         names = [metric_column(task, metric) for metric in ("accuracy_norm", "accuracy")]

@@ -47,7 +47,7 @@ class GPT(nn.Module):
         new_norm = pick(NORMS, config.norm, "norm")
         device = torch.get_default_device()
         with torch.device("meta"):  # shapes only: torch's own initial weights would cost time and random numbers
-            # nn.Embedding(...) would draw normal numbers, which even on "meta" imports the compiler: 2 to 3 s and 77 MB
+            # nn.Embedding(...) would draw normal numbers, which even on "meta" imports the compiler, for seconds
             self.token_embedding = nn.Embedding.from_pretrained(torch.empty(rows, config.n_embd), freeze=False)
             self.position_embedding = pick(POSITIONS, config.position, "position").build(config)
             self.embedding_norm = new_norm(config) if config.embedding_norm else None

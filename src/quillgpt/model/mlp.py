@@ -79,8 +79,10 @@ class _SquaredReLU(torch.autograd.Function):
 class MLPEntry:
     """An entry of the menu.
 
-    saved_bytes: memory for the backward pass beyond GPT-2's, for each channel and token. gpt2_activation: the name of
-    its activation in transformers' `GPT2Config`; empty: not a network of `GPT2LMHeadModel`.
+    build: makes the module. Initialization knows its output layer by the name `project`, its input layer by `expand`;
+    a vector starts at 1 if its name does not end in `bias`.
+    saved_bytes: memory for the backward pass beyond GPT-2's, for each channel and token.
+    gpt2_activation: the name of its activation in transformers' `GPT2Config`; empty: not in `GPT2LMHeadModel`.
     """
 
     build: Callable[[ModelConfig], nn.Module]

@@ -1,7 +1,8 @@
 """The menu of optimizers. To add one: a file with `build(named_parameters, settings) -> Optimizer`, and a line below.
 
-State is saved under the parameter's name (`blocks.0.mlp.expand.weight.exp_avg`), never under an index, so that a
-checkpoint survives a change of grouping.
+Values of its state are tensors. Each step sets a group's rate to lr times its `lr_ratio` (1 if it has none), and the
+`momentum` of a group that has one. State is saved under the parameter's name (`blocks.0.mlp.expand.weight.exp_avg`),
+never under an index, so that a checkpoint survives a change of grouping.
 """
 
 from collections.abc import Callable, Iterable, Mapping

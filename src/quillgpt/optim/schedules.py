@@ -30,27 +30,24 @@ SCHEDULES: Mapping[str, Callable[[float, float], float]] = {
 }
 
 
-def learning_rate(step: int, steps: int, settings: OptimConfig) -> float:
-    """The learning rate of a step, counted from 0, in a run of `steps`.
+def learning_rate(step: int, steps: int, settings: OptimConfig, batch_fraction: float = 1.0) -> float:
+    """The learning rate of a step, counted from 0, in a run of `steps`; Muon's groups multiply it by their `lr_ratio`.
 
     Warm-up multiplies lr by (step + 1) / (warmup_steps + 1), so that the first step is not lost. After it the schedule
     decays from lr to min_lr, reached at `decay_steps` (0: at the last step) and kept from there.
+
+    A step with a fraction of the full batch, as a batch ramp has, multiplies it by the square root of the fraction: the
+    noise of a gradient falls with the square root of the batch size, and the rate that suits an optimizer that divides
+    by the gradient's size, as AdamW does, grows with it [Malladi 2022]; for Muon this is used without a test.
     """
     if step < settings.warmup_steps:
-        return settings.lr * (step + 1) / (settings.warmup_steps + 1)
-    end = settings.decay_steps or steps
-    progress = min(1.0, (step - settings.warmup_steps) / max(1, end - settings.warmup_steps))
-    share = pick(SCHEDULES, settings.schedule, "schedule")(progress, settings.decay_fraction)
-    return settings.min_lr + share * (settings.lr - settings.min_lr)
-
-
-def lr_scale(batch_size: int, full_batch_size: int) -> float:
-    """The factor of the learning rate for a step with a smaller batch: the square root of its share of the full batch.
-
-    The noise of a gradient falls with the square root of the batch size, and the rate that suits an optimizer that
-    divides by the gradient's size, as AdamW does, grows with it [Malladi 2022]; for Muon it is used without a test.
-    """
-    return math.sqrt(batch_size / full_batch_size)
+        lr = settings.lr * (step + 1) / (settings.warmup_steps + 1)
+    else:
+        end = settings.decay_steps or steps
+        progress = min(1.0, (step - settings.warmup_steps) / max(1, end - settings.warmup_steps))
+        share = pick(SCHEDULES, settings.schedule, "schedule")(progress, settings.decay_fraction)
+        lr = settings.min_lr + share * (settings.lr - settings.min_lr)
+    return lr * math.sqrt(batch_fraction)
 
 
 def momentum(step: int, settings: OptimConfig) -> float:

@@ -1,7 +1,7 @@
 """A model that can be opened, whatever project it is from: its shape, its tokenizer and its stored weights.
 
 Opening reads the shape. The weights are read later, one tensor at a time straight into a model whose memory is not
-initialised: no random numbers are drawn and no tensor is held twice.
+initialized: no random numbers are drawn and no tensor is held twice.
 """
 
 import dataclasses
@@ -143,7 +143,7 @@ def _stored_rows(name: str, parameter: Tensor, config: ModelConfig) -> Tensor:
 
 
 def empty_model(config: ModelConfig, device: str | torch.device) -> GPT:
-    """Return a model with uninitialised weights, for `Source.load_into` to fill."""
+    """Return a model with uninitialized weights, for `Source.load_into` to fill."""
     with torch.device("meta"):  # shapes only, so that no random weights are drawn
         model = GPT(config)
     model.to_empty(device=device)

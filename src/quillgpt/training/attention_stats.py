@@ -1,7 +1,7 @@
 """Statistics of attention scores during training, for each layer, and a warning when they leave an attention's range.
 
 Softmax accepts any scores. The other attentions have a range: a Gaussian that underflows gives no gradient, a
-polynomial grows beyond its last zero instead of falling, and weights that are not normalised may sum to any number.
+polynomial grows beyond its last zero instead of falling, and weights that are not normalized may sum to any number.
 docs/how-it-works.md explains each number.
 """
 

@@ -20,7 +20,7 @@ from quillgpt.model.precision import DTYPES
 from quillgpt.optim import build_optimizer
 from quillgpt.runtime import Runtime
 from quillgpt.training.setup import Calibration, Data, Loaded
-from quillgpt.training.step import WrappedStep, gradients, wrap
+from quillgpt.training.step import WrappedModel, gradients, wrap
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def calibrate(config: RunConfig, loaded: Loaded, ranks: Ranks) -> Calibration:
         step = _compiled(model, runtime, ranks)
         runtime = replace(runtime, compile=step is not None)
     seconds = time.perf_counter() - started if step is not None else 0.0
-    return Calibration(runtime=runtime, reasons=reasons, training_step=step, compile_seconds=seconds)
+    return Calibration(runtime=runtime, reasons=reasons, wrapped_model=step, compile_seconds=seconds)
 
 
 def _measures_threads(config: RunConfig, loaded: Loaded) -> bool:
@@ -66,7 +66,7 @@ def _measures_threads(config: RunConfig, loaded: Loaded) -> bool:
 # torch.compile
 
 
-def _compiled(model: GPT, runtime: Runtime, ranks: Ranks) -> WrappedStep | None:
+def _compiled(model: GPT, runtime: Runtime, ranks: Ranks) -> WrappedModel | None:
     """Return the compiled step; None, with a message, if compiling fails on any rank.
 
     The trial runs a batch of zeros and drops the gradients. With several ranks it runs on a copy, because a second
@@ -83,7 +83,7 @@ def _compiled(model: GPT, runtime: Runtime, ranks: Ranks) -> WrappedStep | None:
     return wrap(model, runtime, ranks) if ranks.is_distributed else step
 
 
-def _compile_failure(step: WrappedStep, runtime: Runtime, context_length: int) -> str:
+def _compile_failure(step: WrappedModel, runtime: Runtime, context_length: int) -> str:
     """Return why the compiled step does not run, in one line; empty if it does."""
     from torch._dynamo.exc import TorchDynamoException
 

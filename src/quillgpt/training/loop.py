@@ -27,7 +27,7 @@ from quillgpt.model.gpt import GPT
 from quillgpt.model.loss import IGNORED_TARGET
 from quillgpt.model.precision import DTYPES, evaluation_mode
 from quillgpt.optim import state_tensors
-from quillgpt.optim.schedules import learning_rate, lr_scale, momentum
+from quillgpt.optim.schedules import learning_rate, momentum
 from quillgpt.run_dir import RunDirectory, config_toml
 from quillgpt.runtime import check_memory, detect, resolve
 from quillgpt.sample.engine import generate
@@ -127,7 +127,7 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
                 write_samples(run, model, parts.data.tokenizer, state.step, settings.seed)
             if step.is_stop or is_last or is_best or every(state.step, settings.save_every):
                 state.non_finite_in_a_row = guard.in_a_row
-                with main_process_first(ranks):  # if a rank left earlier, torchrun would end the one that saves
+                with main_process_first(ranks):  # if one exited during the save, torchrun would kill the one that saves
                     if ranks.is_main_process:
                         save(run, config, parts, validation)
             if step.is_stop and not is_last:
@@ -150,7 +150,7 @@ def one_step(
     counted = (targets != IGNORED_TARGET).sum().to(runtime.device)
     target_count = int(all_reduce_sum(counted, ranks).item())
     loss_sum = gradients(
-        parts.training_step,
+        parts.wrapped_model,
         inputs,
         targets,
         runtime=runtime,
@@ -161,10 +161,10 @@ def one_step(
     )
     loss, is_stop, is_interrupt = _agree(loss_sum, request.signal if request else 0, ranks, runtime.device)
     loss /= target_count
-    lr = learning_rate(number, runtime.steps, config.optim)
-    lr *= lr_scale(parts.schedule.batch_size_at(number), runtime.global_batch_size)
+    batch_fraction = parts.schedule.batch_size_at(number) / runtime.global_batch_size
+    lr = learning_rate(number, runtime.steps, config.optim, batch_fraction)
     norm, is_applied = apply_update(
-        parts.training_step,
+        parts.wrapped_model,
         parts.optimizer,
         guard,
         loss=loss,
@@ -198,7 +198,7 @@ def every(step: int, interval: int) -> bool:
 def _agree(loss_sum: torch.Tensor, signal: int, ranks: Ranks, device: str) -> tuple[float, bool, bool]:
     """The loss summed over all ranks, whether any rank received a signal to stop, and whether that was Ctrl-C.
 
-    Reading the loss synchronises with the device, so that the timing covers the entire step.
+    Reading the loss synchronizes with the device, so that the timing covers the entire step.
     """
     values = torch.tensor([loss_sum.item(), signal != 0, signal == SIGINT], dtype=torch.float64)
     if ranks.is_distributed:
@@ -216,7 +216,7 @@ def _evaluate(parts: Parts, ranks: Ranks, stop_at_loss: float) -> tuple[Validati
     is_best = state.best_loss is None or validation.loss < state.best_loss
     if is_best:
         state.best_loss = validation.loss
-    state.has_reached_loss = 0 < stop_at_loss >= validation.loss
+    state.has_reached_loss = stop_at_loss > 0 and validation.loss <= stop_at_loss
     return validation, is_best
 
 
@@ -247,7 +247,7 @@ def _already_finished(run: RunDirectory, loaded: Loaded, ranks: Ranks) -> Outcom
 def save(run: RunDirectory, config: RunConfig, parts: Parts, validation: ValidationLoss | None) -> None:
     """Commit a checkpoint of the present state, then delete the checkpoints that are not kept."""
     check_weights(parts.model, step=parts.state.step)
-    scaler = parts.training_step.scaler
+    scaler = parts.wrapped_model.scaler
     parts.state.scaler = scaler.state_dict() if scaler is not None else {}
     checkpoint.save(
         run,

@@ -98,7 +98,7 @@ class Metrics:
         self._tracker.log(tracked(line), step=line["step"])
 
     def _speed(self) -> Line:
-        """Tokens per second since the last written line, and model FLOPs utilisation; None if the peak is unknown."""
+        """Tokens per second since the last written line, and model FLOPs utilization; None if the peak is unknown."""
         seconds = self._state.elapsed_seconds - self._last_seconds
         rate = (self._state.tokens - self._last_tokens) / seconds if seconds > 0 else 0.0
         mfu = rate * self._flops_per_token / self._peak_flops if self._peak_flops else None

@@ -1,4 +1,4 @@
-"""Everything a run works with: `load` opens it, `build` puts it together for a frozen runtime and decides nothing."""
+"""`load` opens data and model; `build` makes optimizer, loader and step for the final runtime, and decides nothing."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ from quillgpt.runtime import Runtime, check_batch_size, cpu_name, set_up_torch
 from quillgpt.tokenizer import Tokenizer, bytes_per_token
 from quillgpt.training.screen import Screen
 from quillgpt.training.state import TrainState, check_changes, read_state, restored_runtime
-from quillgpt.training.step import WrappedStep, wrap
+from quillgpt.training.step import WrappedModel, wrap
 from quillgpt.training.track import TRACKERS
 
 logger = logging.getLogger(__name__)
@@ -99,9 +99,9 @@ class Data:
     bytes_per_token: np.ndarray
 
 
-def open_data(config: RunConfig, source: Source | None, ranks: Ranks, screen: Screen) -> Data:
-    """Open the run's data; rank 0 first prepares it if it is missing. source: the model that the run starts from."""
-    settings = data_settings(config, source)
+def open_data(config: RunConfig, init_model: Source | None, ranks: Ranks, screen: Screen) -> Data:
+    """Open the run's data; rank 0 first prepares it if it is missing. init_model: where the run starts from."""
+    settings = data_settings(config, init_model)
     directory = data_directory(settings, config.model.vocab_size)
     with main_process_first(ranks):
         if ranks.is_main_process and not (directory / "manifest.json").is_file():
@@ -113,13 +113,13 @@ def open_data(config: RunConfig, source: Source | None, ranks: Ranks, screen: Sc
                 prepare(settings, vocab_size=config.model.vocab_size, out=directory, progress=progress)
         train = TokenDataset.open(directory, "train")
     tokenizer = load_data_tokenizer(directory)
-    if source is not None and source.tokenizer_fingerprint != tokenizer.fingerprint:
+    if init_model is not None and init_model.tokenizer_fingerprint != tokenizer.fingerprint:
         theirs, ours = (
             f"the tokenizer {each.name} of {each.vocab_size:,} tokens ({each.fingerprint[:12]})"
-            for each in (source.tokenizer(), tokenizer)
+            for each in (init_model.tokenizer(), tokenizer)
         )
         remedy = "choose other --data, or leave it out to prepare the text for this model"
-        raise DataError(f"{directory} was made with {ours}, {source.name} was trained with {theirs}; {remedy}")
+        raise DataError(f"{directory} was made with {ours}, {init_model.name} was trained with {theirs}; {remedy}")
     windows = TokenDataset.open(directory, "val"), config.model.context_length, evaluation_tokens(config)
     return Data(
         directory=directory,
@@ -151,7 +151,7 @@ class Calibration:
 
     runtime: Runtime
     reasons: Mapping[str, str]
-    training_step: WrappedStep | None = None
+    wrapped_model: WrappedModel | None = None
     compile_seconds: float = 0.0
 
 
@@ -164,7 +164,7 @@ class Parts:
     model: GPT
     adapter: Adapter | None
     optimizer: torch.optim.Optimizer
-    training_step: WrappedStep
+    wrapped_model: WrappedModel
     loader: BatchLoader
     schedule: BatchSchedule
     state: TrainState
@@ -177,12 +177,12 @@ def load(run: RunDirectory, config: RunConfig, runtime: Runtime, ranks: Ranks, s
     if found is not None and config.train.fresh:
         remedy = "leave out --fresh, or choose --out"
         raise CheckpointError(f"{run.path} already holds a run at step {found.step}; {remedy}")
-    source = init_source(config, found)
-    if source is not None and found is None:
-        logger.info("starting from the weights of %s", source.name)
+    init_model = init_source(config, found)
+    if init_model is not None and found is None:
+        logger.info("starting from the weights of %s", init_model.name)
         with main_process_first(ranks):  # rank 0 fetches a published model
-            source.check(dataclasses.replace(config.model, vocab_size=source.config.vocab_size))
-    data = open_data(config, source, ranks, screen)
+            init_model.check(dataclasses.replace(config.model, vocab_size=init_model.config.vocab_size))
+    data = open_data(config, init_model, ranks, screen)
     batch_size = broadcast_int(runtime.global_batch_size, ranks, torch.device(runtime.device))
     runtime = dataclasses.replace(runtime, global_batch_size=batch_size)
     state = TrainState()
@@ -196,8 +196,8 @@ def load(run: RunDirectory, config: RunConfig, runtime: Runtime, ranks: Ranks, s
     check_batch_size(smallest_batch_size(config.train.batch_ramp, runtime.global_batch_size), ranks)
     _check_same_step(run, state, runtime, ranks)
     set_up_torch(runtime.device, threads=runtime.threads, matmul_precision=runtime.matmul_precision)
-    shape = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
-    model, adapter = initial_model(config, shape, runtime.device, source, found)
+    model_config = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
+    model, adapter = initial_model(config, model_config, runtime.device, init_model, found)
     return Loaded(checkpoint=found, data=data, model=model, adapter=adapter, state=state, runtime=runtime)
 
 
@@ -213,12 +213,12 @@ def build(run: RunDirectory, config: RunConfig, loaded: Loaded, calibration: Cal
     """Optimizer, step and loader for the frozen runtime, with the saved optimizer state; write the run's records."""
     model, state, data, runtime = loaded.model, loaded.state, loaded.data, calibration.runtime
     _plan_batches(state, config.train.batch_ramp, runtime)
-    training_step = calibration.training_step or wrap(model, runtime, ranks)
+    wrapped_model = calibration.wrapped_model or wrap(model, runtime, ranks)
     optimizer = build_optimizer(model, config.optim)
     if loaded.checkpoint is not None:
         load_state_tensors(optimizer, model, loaded.checkpoint.tensors(checkpoint.OPTIMIZER).items())
-        if training_step.scaler is not None and state.scaler:
-            training_step.scaler.load_state_dict(state.scaler)
+        if wrapped_model.scaler is not None and state.scaler:
+            wrapped_model.scaler.load_state_dict(state.scaler)
     length = config.model.context_length
     schedule = state.schedule(length)
     parts = Parts(
@@ -227,7 +227,7 @@ def build(run: RunDirectory, config: RunConfig, loaded: Loaded, calibration: Cal
         model=model,
         adapter=loaded.adapter,
         optimizer=optimizer,
-        training_step=training_step,
+        wrapped_model=wrapped_model,
         loader=BatchLoader(data.train, context_length=length, schedule=schedule, seed=config.train.seed),
         schedule=schedule,
         state=state,

@@ -15,8 +15,8 @@ from quillgpt.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
-NOT_TRAINED_WITH = {"data", "out", "fresh", "track", "track_project", "track_name", "init", "eval_tasks", "task_data"}
-"""settings that do not change the bits of a run; `data` and `init` are compared by their fingerprints instead"""
+IGNORED_ON_RESUME = {"data", "out", "fresh", "track", "track_project", "track_name", "init", "eval_tasks", "task_data"}
+"""settings that do not change the numbers of a run; `data` and `init` are compared by their fingerprints instead"""
 RUNTIME_SETTINGS = {
     "device": {"device"},
     "dtype": {"dtype"},
@@ -87,7 +87,7 @@ def changed_settings(checkpoint: Checkpoint, config: RunConfig) -> dict[str, tup
 def check_changes(checkpoint: Checkpoint, config: RunConfig, *, data_fingerprint: str) -> dict[str, tuple[Any, Any]]:
     """Return the changed settings; a change of model, adapters, data or seed is a `CheckpointError` that names it."""
     changes = changed_settings(checkpoint, config)
-    trained_with = {name: pair for name, pair in changes.items() if name not in NOT_TRAINED_WITH}
+    trained_with = {name: pair for name, pair in changes.items() if name not in IGNORED_ON_RESUME}
     fixed = ("model", "data", "lora")
     refused = [
         f"{name} {then!r} -> {now!r}"
@@ -118,11 +118,11 @@ def restored_runtime(checkpoint: Checkpoint, runtime: Runtime, changes: dict[str
     kept = {name: stored[name] for name, settings in RUNTIME_SETTINGS.items() if not settings & changes.keys()}
     if kept.get("device", runtime.device).partition(":")[0] != runtime.device.partition(":")[0]:
         logger.info("continuing, not bit-identical: device was %s, is %s", kept["device"], runtime.device)
-        own = {"dtype", "threads", "compile", "compile_backend", "micro_batch_size"}
+        local = {"dtype", "threads", "compile", "compile_backend", "micro_batch_size"}
     elif stored["world_size"] != runtime.world_size:
         logger.info("continuing, not bit-identical: ranks were %s, are %s", stored["world_size"], runtime.world_size)
-        own = {"micro_batch_size", "threads"}
+        local = {"micro_batch_size", "threads"}
     else:
-        own = set()
-    own |= {"device"}  # the same kind of device; its index is that of this process
-    return dataclasses.replace(runtime, **{name: value for name, value in kept.items() if name not in own})
+        local = set()
+    local |= {"device"}  # the same kind of device; its index is that of this process
+    return dataclasses.replace(runtime, **{name: value for name, value in kept.items() if name not in local})

@@ -27,7 +27,7 @@ LIMIT_IN_A_ROW = 3
 ADVICE = "the last good checkpoint is intact; lower --lr, raise --warmup-steps, or try --dtype fp32"
 
 
-class TrainingStep(nn.Module):
+class ModelWithLoss(nn.Module):
     """The model and its loss as one module: tokens, targets -> (sum of losses in nats, number of counted targets).
 
     Only this module is compiled and wrapped: calling `model.hidden()` next to a DistributedDataParallel would skip the
@@ -92,8 +92,8 @@ class StepResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrappedStep:
-    """A `TrainingStep` as the loop calls it: possibly compiled, with gradients reduced over the ranks.
+class WrappedModel:
+    """A `ModelWithLoss` as the loop calls it: possibly compiled, with gradients reduced over the ranks.
 
     no_sync: context in which gradients are not reduced, for all micro-batches but the last.
     """
@@ -104,10 +104,10 @@ class WrappedStep:
     scaler: torch.amp.GradScaler | None
 
 
-def wrap(model: GPT, runtime: Runtime, ranks: Ranks | None = None) -> WrappedStep:
+def wrap(model: GPT, runtime: Runtime, ranks: Ranks | None = None) -> WrappedModel:
     """Put model and loss into one module, wrap it in DistributedDataParallel, compile it."""
     stream_dtype = torch.bfloat16 if runtime.dtype == "bf16" else None  # in fp16 sums over many layers would overflow
-    step = TrainingStep(model, chunk_elements=_chunk_elements(runtime), stream_dtype=stream_dtype).train()
+    step = ModelWithLoss(model, chunk_elements=_chunk_elements(runtime), stream_dtype=stream_dtype).train()
     no_sync: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = step
     if ranks is not None and ranks.is_distributed:
@@ -117,7 +117,7 @@ def wrap(model: GPT, runtime: Runtime, ranks: Ranks | None = None) -> WrappedSte
     if runtime.compile:
         forward = torch.compile(forward, backend=runtime.compile_backend, dynamic=False)
     scaler = torch.amp.GradScaler(runtime.device.partition(":")[0]) if runtime.dtype == "fp16" else None
-    return WrappedStep(forward=forward, no_sync=no_sync, has_dropout=model.config.dropout > 0, scaler=scaler)
+    return WrappedModel(forward=forward, no_sync=no_sync, has_dropout=model.config.dropout > 0, scaler=scaler)
 
 
 def _chunk_elements(runtime: Runtime) -> int:
@@ -129,7 +129,7 @@ def _chunk_elements(runtime: Runtime) -> int:
 
 
 def gradients(
-    training_step: WrappedStep,
+    wrapped_model: WrappedModel,
     inputs: Tensor,
     targets: Tensor,
     *,
@@ -150,14 +150,14 @@ def gradients(
     micro_batches = list(zip(inputs.split(size), targets.split(size), strict=True))
     loss_sum = torch.zeros((), device=device)
     for index, (tokens, labels) in enumerate(micro_batches):
-        if training_step.has_dropout:
+        if wrapped_model.has_dropout:
             torch.manual_seed(derived_seed(seed, step, index, rank))
         is_last = index == len(micro_batches) - 1
-        with contextlib.nullcontext() if is_last else training_step.no_sync():
+        with contextlib.nullcontext() if is_last else wrapped_model.no_sync():
             with autocast(device, dtype):
-                micro_sum, _ = training_step.forward(to_device(tokens, device), to_device(labels, device))
+                micro_sum, _ = wrapped_model.forward(to_device(tokens, device), to_device(labels, device))
             loss = micro_sum * (runtime.world_size / target_count)
-            (training_step.scaler.scale(loss) if training_step.scaler else loss).backward()
+            (wrapped_model.scaler.scale(loss) if wrapped_model.scaler else loss).backward()
         loss_sum += micro_sum.detach()
     return loss_sum
 
@@ -172,7 +172,7 @@ def to_device(tokens: Tensor, device: str) -> Tensor:
 def derived_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
     """The random seed of one forward pass; it is computed, so no random state has to be saved.
 
-    The finaliser of SplitMix64 [Steele 2014, figure 17] is applied to the four numbers, one after the other.
+    The finalizer of SplitMix64 [Steele 2014, figure 17] is applied to the four numbers, one after the other.
     """
     mask, state = (1 << 64) - 1, 0
     for value in (seed, step, micro_batch, rank):
@@ -184,7 +184,7 @@ def derived_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
 
 
 def apply_update(
-    training_step: WrappedStep,
+    wrapped_model: WrappedModel,
     optimizer: torch.optim.Optimizer,
     guard: "Guard",
     *,
@@ -197,7 +197,7 @@ def apply_update(
 
     The norm is the global L2 norm before clipping [Pascanu 2013, algorithm 1]; gradient_clip = 0 does not clip.
     """
-    scaler = training_step.scaler
+    scaler = wrapped_model.scaler
     if scaler is not None:
         scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -74,7 +74,7 @@ def test_a_slow_part_is_reported_as_that_part(small_run: RunConfig, tmp_path: Pa
         (BatchLoader, "batch", "data"),
         (torch.optim.AdamW, "step", "optimizer"),
         (Metrics, "line", "logging"),
-        (update.TrainingStep, "forward", "forward"),
+        (update.ModelWithLoss, "forward", "forward"),
         (loop, "_agree", "backward"),
         (torch.Tensor, "backward", "backward"),
     ]

@@ -1,7 +1,7 @@
 """Entries `hellaswag-completion` and `hellaswag-harness`: the validation items in two styles [Zellers 2019].
 
 Both score four endings of a scene. They differ in the text before the ending, in how the ending is cut into tokens, and
-in what the normalised accuracy divides by, so that one model gets two different scores; docs/evaluation.md shows one
+in what the normalized accuracy divides by, so that one model gets two different scores; docs/evaluation.md shows one
 item in both styles.
 """
 

@@ -222,8 +222,8 @@ def timed_calls(parts: Parts, timer: Timer) -> Iterator[Parts]:
     for owner, method, name in calls:
         setattr(owner, method, timed(name, getattr(owner, method)))  # an attribute of the object hides the method
     try:
-        step = parts.training_step
-        yield replace(parts, training_step=replace(step, forward=timed("forward", step.forward)))
+        step = parts.wrapped_model
+        yield replace(parts, wrapped_model=replace(step, forward=timed("forward", step.forward)))
     finally:
         for owner, method, _ in calls:
             delattr(owner, method)

@@ -45,7 +45,8 @@ class Attention:
     kernel: how it is computed for (device, dtype, length), in words.
     settings: keyword arguments of the function, each with the setting of the model it comes from.
     monitored: the number whose range is monitored in training, the squared distance or the score; None: any is fine.
-    degree: N of a polynomial in x that should fall from 1 to 0 at x = N, and grows beyond 2N; 0: not a polynomial.
+    degree: N of a polynomial in x = |q - k|^2 / (2 sqrt(D)), which should fall from 1 to 0 at x = N and grows beyond
+    2N; 0: not a polynomial.
     is_normalized: the weights of a query sum to 1.
     is_softmax: it computes softmax, as GPT-2 and its file formats do.
     """

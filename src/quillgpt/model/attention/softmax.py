@@ -32,7 +32,7 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: flo
 
 
 def uses_unfused(device: str, dtype: torch.dtype, length: int) -> bool:
-    """Whether weights are computed unfused: in bf16 on a CPU, where the fused kernel does not use the fast products."""
+    """Whether weights are computed unfused: in bf16 on a CPU, where the fused kernel does not use bf16 instructions."""
     return device == "cpu" and dtype == torch.bfloat16 and length <= MAX_UNFUSED_LENGTH
 
 
