@@ -159,7 +159,7 @@ def make_dataset(path: Path, shard_count: int) -> TokenDataset:
 
 
 def make_loader(dataset: TokenDataset, rows: int, context_length: int) -> BatchLoader:
-    schedule = BatchSchedule(context_length=context_length, batch_size=rows)
+    schedule = BatchSchedule(context_length=context_length, global_batch_size=rows)
     return BatchLoader(dataset, context_length=context_length, schedule=schedule, seed=1)
 
 

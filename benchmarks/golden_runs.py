@@ -31,7 +31,7 @@ from typing import Any
 # under SCORES_KEY in what `quill eval --json` prints.
 PACKAGE, SOURCE, STEP_KEY, SCORES_KEY = "quillgpt", "src", "step", "scores"
 FLAGS: dict[str, str] = {}
-DEBUG, MODERN, SHAKESPEARE, IN_THE_BOX = "debug", "modern-python", "shakespeare-char", "quill-python"
+DEBUG, MODERN, SHAKESPEARE, BUNDLED_MODEL = "debug", "modern-python", "shakespeare-char", "quill-python"
 METRICS_FILE, TENSOR_FILE, OPTIMIZER_FILE, TOKEN_FILE = "metrics*.jsonl", "*.safetensors", "*optim*", "*.bin"
 EVERY_STEP = {"train_loss": ("loss", "train_loss"), "lr": ("lr",), "grad_norm": ("gradient_norm", "grad_norm")}
 EVALUATED = {"val_loss": ("held_out_loss", "val_loss"), "val_bpb": ("held_out_bits_per_byte", "val_bpb")}
@@ -80,12 +80,15 @@ CASES: dict[str, tuple[str, str, Settings]] = {  # name -> (command, recipe or m
     **{f"attention-{name}": ("train", DEBUG, {"attention": name}) for name in ATTENTIONS},
     "attention-length-power": ("train", DEBUG, {"attention": "pointwise-relu", "pointwise_length_power": 0.5}),
     "attention-bf16-dropout": ("train", DEBUG, {"attention": "gaussian", "dtype": "bf16", "dropout": 0.1}),
-    **{f"greedy-{form}": ("sample", IN_THE_BOX, {**GREEDY, **flags}) for form, flags in FORMS.items()},
-    **{f"seeded-{form}": ("sample", IN_THE_BOX, {**SEEDED, **flags}) for form, flags in FORMS.items()},
-    **{f"three-{form}": ("sample", IN_THE_BOX, {**SEEDED, **flags, "num_samples": 3}) for form, flags in FORMS.items()},
+    **{f"greedy-{form}": ("sample", BUNDLED_MODEL, {**GREEDY, **flags}) for form, flags in FORMS.items()},
+    **{f"seeded-{form}": ("sample", BUNDLED_MODEL, {**SEEDED, **flags}) for form, flags in FORMS.items()},
+    **{
+        f"three-{form}": ("sample", BUNDLED_MODEL, {**SEEDED, **flags, "num_samples": 3})
+        for form, flags in FORMS.items()
+    },
     "sample-lora": ("sample", "lora", SEEDED),
     "sample-gaussian": ("sample", "attention-gaussian", {**SEEDED, "num_samples": 2}),
-    **{f"eval-{d}": ("eval", IN_THE_BOX, {**EVALUATION, "dtype": d, "data": "text"}) for d in ("fp32", "bf16")},
+    **{f"eval-{d}": ("eval", BUNDLED_MODEL, {**EVALUATION, "dtype": d, "data": "text"}) for d in ("fp32", "bf16")},
     "eval-lora": ("eval", "lora", EVALUATION),
     **{
         f"data-{source}-{tokenizer}": ("prepare", source, {**flags, "tokenizer": tokenizer, "vocab_size": 300})

@@ -35,7 +35,7 @@ from quillgpt.lab import bands
 from quillgpt.lab.bands.band import FEWEST_SEEDS, Band, defining_settings, make_band, tokens_per_step
 from quillgpt.lab.run_record import read_run
 from quillgpt.model.gpt import GPT
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from quillgpt.runtime import available_cores, cpu_name, detect, resolve
 from quillgpt.training.calibrate import steps_for_minutes
 from quillgpt.training.loop import train
@@ -135,12 +135,12 @@ def in_todays_settings(plan: Row) -> Row:
 def settings_of_a_run(recipe: str, *, seed: int, out: str) -> RunConfig:
     """The recipe with a seed and one thread, without checkpoints, evaluations and samples."""
     kept = {name: value for name, value in NOTHING_KEPT.items() if name != "log_every"}
-    return load_recipe(recipe, **{**kept, **ONE_THREAD, "eval_tokens": VALIDATION_TOKENS, "seed": seed, "out": out})
+    return recipe_config(recipe, **{**kept, **ONE_THREAD, "eval_tokens": VALIDATION_TOKENS, "seed": seed, "out": out})
 
 
 def steps_of_schedule(recipe: str) -> int:
     """Steps of the recipe, or those that its minutes allow on this machine with all cores."""
-    config = load_recipe(recipe)
+    config = recipe_config(recipe)
     if config.optim.decay_steps or not config.train.minutes:
         return config.optim.decay_steps or config.train.steps
     runtime, _ = resolve(config, detect(), Ranks())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quillgpt.evaluate.loss import PUBLISHED_LOSSES
 from quillgpt.model.sizes import SIZES, flops_per_token
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "reproduce.md"
 
@@ -114,13 +114,13 @@ PLATEAU = {
 
 def recipe_tokens(recipe: str) -> int:
     """Tokens of all its steps."""
-    train = load_recipe(recipe).train
+    train = recipe_config(recipe).train
     return train.steps * train.batch_tokens
 
 
 def hours(recipe: str, run: str, *, cards: int = 8, tokens: float = 0.0) -> float:
     """Hours on N cards of a published run, at its MFU; that of one card is assumed to be equal."""
-    operations = (tokens or recipe_tokens(recipe)) * flops_per_token(load_recipe(recipe).model)
+    operations = (tokens or recipe_tokens(recipe)) * flops_per_token(recipe_config(recipe).model)
     return operations / (cards * PEAK[RUNS[run].card] * RUNS[run].mfu) / 3600
 
 
@@ -150,7 +150,7 @@ def page() -> str:
     ]
     ours = []
     for recipe, (on_a100, on_h100) in RECIPES.items():
-        tokens, operations = recipe_tokens(recipe), flops_per_token(load_recipe(recipe).model)
+        tokens, operations = recipe_tokens(recipe), flops_per_token(recipe_config(recipe).model)
         ours.append(
             (
                 f"`{recipe}`",

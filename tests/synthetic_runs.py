@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quillgpt.config import updated
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from quillgpt.run_dir import append_metrics, config_toml
 
 NATS_TO_BITS_PER_BYTE = 1.5
@@ -30,7 +30,7 @@ def write_run(
     """
     path.mkdir(parents=True)
     changes = {"steps": steps, "seed": seed} | dict(settings or {})
-    (path / "config.toml").write_text(config_toml(updated(load_recipe("debug"), changes, where="test")))
+    (path / "config.toml").write_text(config_toml(updated(recipe_config("debug"), changes, where="test")))
     known = {
         "steps": steps,
         "commit": "0123456789ab",

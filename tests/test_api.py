@@ -54,7 +54,7 @@ def test_every_example_runs_and_prints_what_it_says(
     tiny = flatten(updated(small_run, {"steps": 4, "eval_every": 4}, where="test"))
     del tiny["out"]
     monkeypatch.setattr(recipes, "read_recipe", lambda name: (tiny, {}))
-    train(recipes.load_recipe("python"))
+    train(recipes.recipe_config("python"))
     assert output_of(example(quillgpt.__doc__ or "").replace("steps=50", "steps=5"))
     for name in NAMES:
         code = example(docstring(name))

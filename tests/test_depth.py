@@ -10,11 +10,11 @@ from quillgpt.cli.arguments import load_settings
 from quillgpt.config import RunConfig, flatten, updated
 from quillgpt.errors import ConfigError
 from quillgpt.model.sizes import flops_per_token, parameter_count
-from quillgpt.recipes import load_recipe, recipe_names
+from quillgpt.recipes import recipe_config, recipe_names
 from quillgpt.recipes.depth import DEEPEST, _matrix_parameters, _operations, settings_at_depth
 from quillgpt.run_dir import config_toml
 
-MODERN = [name for name in recipe_names() if load_recipe(name).optim.optimizer == "muon"]
+MODERN = [name for name in recipe_names() if recipe_config(name).optim.optimizer == "muon"]
 TIMED = """
 optimizer = "muon"
 n_layer = 4
@@ -46,20 +46,20 @@ def at(line: str) -> RunConfig:
 
 def test_at_its_own_depth_a_recipe_is_unchanged(timed: str) -> None:
     for name in MODERN:
-        recipe = load_recipe(name)
+        recipe = recipe_config(name)
         assert flatten(at(f"{name} --depth {recipe.model.n_layer}")) == flatten(recipe), name
     for text in (
         TIMED.replace("lr = 0.02", "lr = 0.0212345678"),
         TIMED.replace("batch_tokens = 2048", "gradient_accumulation_steps = 2"),
     ):
         Path(timed).write_text(text, encoding="utf-8")
-        assert flatten(at(f"{timed} --depth 4")) == flatten(load_recipe(timed))
+        assert flatten(at(f"{timed} --depth 4")) == flatten(recipe_config(timed))
     assert at(f"{timed} --depth 12").train.batch_tokens < 2 * 8 * 256
 
 
 def test_the_rules_are_nanochats() -> None:
     """Its formulas with 12 blocks as the reference; its width is rounded up to heads of 128 as well."""
-    twelve = load_recipe("modern-124m")
+    twelve = recipe_config("modern-124m")
     for depth in (4, 6, 8, 12, 16, 20, 24, 26):
         config = at(f"modern-124m --depth {depth}")
         width = 128 * math.ceil(64 * depth / 128)
@@ -123,7 +123,7 @@ def test_a_flag_has_precedence_and_the_rest_follows_from_it(timed: str) -> None:
 
 
 def test_what_is_given_is_not_derived_and_every_derived_value_has_its_origin(timed: str) -> None:
-    recipe, given = load_recipe("modern-124m"), {"lr": 0.5, "n_embd": 256, "steps": 7, "weight_decay": 0.0}
+    recipe, given = recipe_config("modern-124m"), {"lr": 0.5, "n_embd": 256, "steps": 7, "weight_decay": 0.0}
     assert settings_at_depth(recipe, 6, {}).keys() - settings_at_depth(recipe, 6, given).keys() == given.keys()
     origins = load_settings([timed, "--depth=6"]).origins
     rates = {"lr", "min_lr", "embedding_lr", "head_lr", "scalar_lr", "weight_decay"}
@@ -170,15 +170,15 @@ def test_every_depth_gives_possible_settings_that_can_be_saved_as_a_recipe(timed
             assert config.train.batch_tokens >= config.model.context_length
             assert config.optim.lr > 0
     (tmp_path / "again.toml").write_text(config_toml(config), encoding="utf-8")
-    again = flatten(load_recipe(str(tmp_path / "again.toml")))
+    again = flatten(recipe_config(str(tmp_path / "again.toml")))
     assert {name for name, value in flatten(config).items() if again[name] != value} == {"out"}
 
 
 def test_from_python_it_is_the_same(timed: str) -> None:
-    assert load_recipe(timed, depth=6) == at(f"{timed} --depth 6")
-    assert load_recipe(timed, depth=6, lr=0.5, steps=9) == at(f"{timed} --depth 6 --lr 0.5 --steps 9")
+    assert recipe_config(timed, depth=6) == at(f"{timed} --depth 6")
+    assert recipe_config(timed, depth=6, lr=0.5, steps=9) == at(f"{timed} --depth 6 --lr 0.5 --steps 9")
     for depth in (-1, 0, "6", 6.0, True):
         with pytest.raises(ConfigError, match=r"^invalid depth: "):
-            load_recipe(timed, depth=depth)
-    with pytest.raises(ConfigError, match=r"^load_recipe: invalid n_head: '2' \(must be an integer\)"):
-        load_recipe(timed, depth=6, n_head="2")
+            recipe_config(timed, depth=depth)
+    with pytest.raises(ConfigError, match=r"^recipe_config: invalid n_head: '2' \(must be an integer\)"):
+        recipe_config(timed, depth=6, n_head="2")

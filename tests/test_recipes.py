@@ -15,7 +15,7 @@ from quillgpt.errors import ConfigError
 from quillgpt.evaluate.loss import PUBLISHED_LOSSES
 from quillgpt.model.attention import ATTENTION, find_attention
 from quillgpt.model.sizes import PUBLISHED_PARAMETERS, parameter_count
-from quillgpt.recipes import load_recipe, read_recipe, read_toml, recipe_names, recipe_path
+from quillgpt.recipes import read_recipe, read_toml, recipe_config, recipe_names, recipe_path
 from quillgpt.recipes.aliases import RECIPES
 from quillgpt.run_dir import config_toml
 
@@ -101,7 +101,7 @@ def recipe(folder: Path, text: str, name: str = "mine.toml") -> str:
 def refusal(name_or_path: str) -> str:
     """The one line with which a recipe is refused."""
     with pytest.raises(ConfigError) as caught:
-        load_recipe(name_or_path)
+        recipe_config(name_or_path)
     assert str(caught.value).isprintable()
     return str(caught.value)
 
@@ -110,11 +110,11 @@ def test_a_recipe_has_the_settings_that_its_header_states_and_changes_nothing_el
     assert recipe_names() == sorted([*STATED, *CHANGED])
     wrong = {}
     for name in recipe_names():
-        settings = flatten(load_recipe(name))
+        settings = flatten(recipe_config(name))
         stated = dict(word.split("=") for word in (STATED | CHANGED)[name].split())
         wrong[name] = {setting: settings[setting] for setting in stated if str(settings[setting]) != stated[setting]}
         if name in CHANGED:
-            base = flatten(load_recipe(read_toml(recipe_path(name))["extends"]))
+            base = flatten(recipe_config(read_toml(recipe_path(name))["extends"]))
             changed = {setting for setting in base if settings[setting] != base[setting]} - {"out"}
             wrong[name] |= {setting: settings[setting] for setting in changed ^ stated.keys()}
     assert not any(wrong.values()), wrong
@@ -127,24 +127,24 @@ def test_a_header_has_name_commands_that_work_and_what_to_expect() -> None:
         assert re.search(r"\d|Not run here|from scratch", header(name)), name
         assert all(load_settings(command).recipe == command[0] for command in commands(name))
         if name.startswith("eval-"):
-            losses = PUBLISHED_LOSSES[load_recipe(name).train.init]
+            losses = PUBLISHED_LOSSES[recipe_config(name).train.init]
             assert f"training loss {losses['train']}, validation loss {losses['val']}" in header(name)
 
 
 def test_nanogpt_cpu_is_the_command_of_nanogpts_readme() -> None:
     """Except for what is evaluated and logged; nanoGPT computes in fp32 on a CPU, and its GELU is exact."""
-    ours, theirs = flatten(load_recipe("nanogpt-cpu")), flatten(load_settings(NANOGPT_CPU.split()).config)
+    ours, theirs = flatten(recipe_config("nanogpt-cpu")), flatten(load_settings(NANOGPT_CPU.split()).config)
     differing = {name for name in ours if ours[name] != theirs[name]}
     assert differing == {"out", "mlp", "dtype", "eval_iters", "log_every", "gradient_accumulation_steps"}
 
 
 def test_the_four_sizes_have_the_published_number_of_parameters() -> None:
     for name, published in PUBLISHED.items():
-        assert parameter_count(replace(load_recipe(name).model, bias=True)) == PUBLISHED_PARAMETERS[published]
+        assert parameter_count(replace(recipe_config(name).model, bias=True)) == PUBLISHED_PARAMETERS[published]
 
 
 def test_every_family_of_attentions_has_a_recipe_that_runs_on_a_cpu() -> None:
-    has_recipe = {load_recipe(name).model.attention for name in recipe_names() if name.endswith("python")}
+    has_recipe = {recipe_config(name).model.attention for name in recipe_names() if name.endswith("python")}
     families = {attention.partition("-")[0] for attention in has_recipe}
     assert families == {attention.partition("-")[0] for attention in ATTENTION}
 
@@ -152,7 +152,7 @@ def test_every_family_of_attentions_has_a_recipe_that_runs_on_a_cpu() -> None:
 def test_qk_norm_keeps_the_polynomial_at_most_1() -> None:
     """Its argument is at most 2 sqrt(D), and from 2N on it exceeds 1."""
     for name in ("gaussian-poly-124m", "gaussian-poly-python"):
-        model = load_recipe(name).model
+        model = recipe_config(name).model
         assert model.qk_norm
         assert 2 * math.sqrt(model.n_embd // model.n_head) <= 2 * find_attention(model.attention).degree
 
@@ -164,31 +164,31 @@ def test_nanogpts_configuration_files_are_recipes() -> None:
 
 
 def test_the_run_directory_has_the_recipes_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_recipe("debug").train.out == "runs/debug"
-    assert load_recipe(recipe(tmp_path, "", "letters.toml")).train.out == "runs/letters"
-    assert load_recipe(recipe(tmp_path, 'out = "there"')).train.out == "there"
+    assert recipe_config("debug").train.out == "runs/debug"
+    assert recipe_config(recipe(tmp_path, "", "letters.toml")).train.out == "runs/letters"
+    assert recipe_config(recipe(tmp_path, 'out = "there"')).train.out == "there"
     run = tmp_path / "first"
     recipe(run, "steps = 7", "config.toml")
     monkeypatch.chdir(run)
     for name in (str(run), str(run / "config.toml"), "config.toml", "."):
-        config = load_recipe(name)
+        config = recipe_config(name)
         assert (config.train.steps, config.train.out) == (7, "runs/first-again")
 
 
 def test_load_recipe_accepts_changes() -> None:
-    config = load_recipe("python", steps=5, n_layer=2, compile=True)
+    config = recipe_config("python", steps=5, n_layer=2, compile=True)
     assert (config.train.steps, config.train.minutes, config.model.n_layer, config.train.compile) == (5, 0, 2, "on")
     with pytest.raises(ConfigError, match=r"unknown setting 'step'.*did you mean steps"):
-        load_recipe("python", step=5)
+        recipe_config("python", step=5)
 
 
 def test_tables_only_group_and_an_empty_file_has_the_defaults(tmp_path: Path) -> None:
     flat = recipe(tmp_path, "n_layer = 3\nlr = 1\nbias = false\n")
     grouped = recipe(tmp_path, "[model]\nn_layer = 3\nbias = false\n[optim]\nlr = 1.0\n", "grouped.toml")
     expected = updated(RunConfig(), {"n_layer": 3, "lr": 1.0, "bias": False, "out": "runs/mine"}, where="test")
-    assert load_recipe(flat) == expected
-    assert flatten(load_recipe(grouped)) == flatten(expected) | {"out": "runs/grouped"}
-    assert load_recipe(recipe(tmp_path, "")) == updated(RunConfig(), {"out": "runs/mine"}, where="test")
+    assert recipe_config(flat) == expected
+    assert flatten(recipe_config(grouped)) == flatten(expected) | {"out": "runs/grouped"}
+    assert recipe_config(recipe(tmp_path, "")) == updated(RunConfig(), {"out": "runs/mine"}, where="test")
 
 
 def test_nanogpts_names_and_values_are_accepted(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_nanogpts_names_and_values_are_accepted(tmp_path: Path) -> None:
     ours = """context_length = 64, lr = 1e-2, steps = 9, dtype = "fp16", source = "shakespeare",
         tokenizer = "character", schedule = "constant", warmup_steps = 0, track = "wandb", compile = "off" """
     first, second = (recipe(tmp_path / str(i), text.replace(",", "\n")) for i, text in enumerate((theirs, ours)))
-    assert load_recipe(first) == load_recipe(second)
+    assert recipe_config(first) == recipe_config(second)
 
 
 def test_extends_starts_from_another_recipe_or_a_file_in_the_same_directory(
@@ -211,16 +211,16 @@ def test_extends_starts_from_another_recipe_or_a_file_in_the_same_directory(
     recipe(shelf / "run", "n_layer = 3\nn_head = 3\n", "config.toml")
     monkeypatch.chdir(tmp_path)
     for base in ("base.toml", "./base.toml", "../shelf/base.toml", "run"):
-        model = load_recipe(recipe(shelf, f'extends = "{base}"\nn_head = 2\n')).model
+        model = recipe_config(recipe(shelf, f'extends = "{base}"\nn_head = 2\n')).model
         assert (model.n_layer, model.n_head) == (3, 2)
 
 
 def test_an_alternative_setting_replaces_that_of_the_base_but_a_saved_config_keeps_both(tmp_path: Path) -> None:
     recipe(tmp_path, "batch_tokens = 4096\nminutes = 3\n", "base.toml")
-    train = load_recipe(recipe(tmp_path, 'extends = "base.toml"\ngradient_accumulation_steps = 2\nsteps = 4\n')).train
+    train = recipe_config(recipe(tmp_path, 'extends = "base.toml"\ngradient_accumulation_steps = 2\nsteps = 4\n')).train
     assert (train.batch_tokens, train.gradient_accumulation_steps, train.minutes, train.steps) == (0, 2, 0, 4)
-    config = load_recipe("python")
-    assert load_recipe(recipe(tmp_path, config_toml(config))).train.minutes == config.train.minutes == 2
+    config = recipe_config("python")
+    assert recipe_config(recipe(tmp_path, config_toml(config))).train.minutes == config.train.minutes == 2
 
 
 REFUSED = {

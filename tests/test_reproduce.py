@@ -4,7 +4,7 @@ import pytest
 
 from quillgpt.cli.arguments import load_settings
 from quillgpt.evaluate.tasks import TASKS
-from quillgpt.recipes import load_recipe, recipe_path
+from quillgpt.recipes import recipe_config, recipe_path
 from reproduce_page import HELLASWAG, PAGE, PLATEAU, RECIPES, RUNS, hours, page, recipe_tokens, time_of
 
 
@@ -37,7 +37,7 @@ def test_hours_equal_the_formula() -> None:
 
 
 def test_every_size_has_a_recipe_that_says_it_was_not_run_and_has_the_tokens() -> None:
-    assert {load_recipe(name).model.n_layer for name in RECIPES} == {12, 24, 36, 48}
+    assert {recipe_config(name).model.n_layer for name in RECIPES} == {12, 24, 36, 48}
     for name in (*RECIPES, *(recipe for recipe, _, _ in PLATEAU.values())):
         assert "Not run here" in recipe_path(name).read_text(encoding="utf-8")
         assert load_settings([name]).config.train.batch_tokens

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from quillgpt import files
 from quillgpt.config import RunConfig, flatten, updated
 from quillgpt.errors import CheckpointError, DiskError
-from quillgpt.recipes import load_recipe, read_toml, recipe_names
+from quillgpt.recipes import read_toml, recipe_config, recipe_names
 from quillgpt.run_dir import append_metrics, config_toml, cut_metrics, newest_run, read_metrics
 
 FRACTIONS = st.floats(0, 1, exclude_max=True)
@@ -69,7 +69,7 @@ def test_a_saved_config_is_read_back_as_the_same_settings(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "round-trip.toml"
     path.write_bytes(config_toml(config).encode())
-    again = load_recipe(str(path))
+    again = recipe_config(str(path))
     expected = flatten(config) | {"out": "runs/round-trip"}
     assert flatten(again) == expected
     assert [type(value) for value in flatten(again).values()] == [type(value) for value in expected.values()]
@@ -79,8 +79,8 @@ def test_a_saved_config_is_read_back_as_the_same_settings(
 def test_a_recipes_saved_config_is_that_recipe_with_all_settings_but_the_run_directory(tmp_path: Path) -> None:
     for name in recipe_names():
         path = tmp_path / f"{name}.toml"
-        path.write_text(config_toml(load_recipe(name)))
-        assert load_recipe(str(path)) == load_recipe(name), name
+        path.write_text(config_toml(recipe_config(name)))
+        assert recipe_config(str(path)) == recipe_config(name), name
     path.write_text(config_toml(updated(RunConfig(), {"out": "here"}, where="test")))
     assert read_toml(path) == {name: value for name, value in flatten(RunConfig()).items() if name != "out"}
 

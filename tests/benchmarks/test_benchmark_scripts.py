@@ -215,7 +215,7 @@ def test_every_command_in_a_script_and_in_the_docs_exists() -> None:
     for page in pages:
         for name, word in re.findall(r"python benchmarks/(\w+\.py)(?: ([a-z][a-z-]+)\b)?", page.read_text()):
             found += 1
-            has_commands = name not in ("gpu.py", "model_in_the_box.py", "reference_bands.py")
+            has_commands = name not in ("gpu.py", "bundled_model.py", "reference_bands.py")
             if name not in commands or (has_commands and word not in commands[name]):
                 wrong.append(f"{page.name}: {name} {word}")
     assert found > 40

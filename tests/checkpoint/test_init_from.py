@@ -21,7 +21,7 @@ from quillgpt.errors import CheckpointError, ConfigError, DataError
 from quillgpt.model.gpt import GPT
 from quillgpt.model.sizes import SIZES
 from quillgpt.pretrained.source import empty_model
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from quillgpt.tokenizer import load_tokenizer
 from quillgpt.training.loop import train
 from small_runs import changed, newest
@@ -140,7 +140,7 @@ def test_the_recipe_and_nanogpts_names(here: Path, prepared: Path) -> None:
         assert (settings.config.train.init, settings.config.train.out) == ("runs/base", "runs/base-finetuned")
         assert settings.origins["out"] == settings.origins["init"] == "init_from=finetune"
         assert settings.config.model.n_layer == 2
-        assert load_recipe("debug", init="finetune", out=run).train.out == "runs/base-finetuned"
+        assert recipe_config("debug", init="finetune", out=run).train.out == "runs/base-finetuned"
         (here / "mine.toml").write_text(f'init_from = "finetune"\nout_dir = "{run}"\ndata = "{prepared}"\n')
         assert load_settings(["mine.toml"]).config.train.init == "runs/base"
     with pytest.raises(ConfigError, match=r"init = finetune: which run\? --out-dir RUN .* RUN-finetuned"):

@@ -14,11 +14,11 @@ from quillgpt.cli import prepare, sample, tokenizer
 from quillgpt.cli.arguments import flag, load_settings, parse, setting_types
 from quillgpt.config import RunConfig, flatten
 from quillgpt.errors import ConfigError, QuillError
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from quillgpt.recipes.aliases import ALIASES, SWITCHES, VALUES
 
 DEFAULTS = flatten(RunConfig())
-DEBUG = flatten(load_recipe("debug"))
+DEBUG = flatten(recipe_config("debug"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +269,7 @@ def test_the_short_names_of_attentions_are_known(tmp_path: Path) -> None:
         assert load_settings(["debug", "--attn_type", theirs]).config.model.attention == ours
         for name in ("attn_type", "attention"):
             (tmp_path / "mine.toml").write_text(f'extends = "debug"\n{name} = "{theirs}"\n')
-            assert load_recipe(str(tmp_path / "mine.toml")).model.attention == ours
+            assert recipe_config(str(tmp_path / "mine.toml")).model.attention == ours
 
 
 WORDS = [

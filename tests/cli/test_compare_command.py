@@ -10,7 +10,7 @@ from quillgpt.cli import main as command_line
 from quillgpt.errors import QuillError
 from quillgpt.lab.compare.groups import experiment
 from quillgpt.lab.run_record import read_run
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from synthetic_runs import write_group, write_run
 
 BASE = {1337: 3.00, 1338: 3.02, 1339: 2.98}
@@ -119,7 +119,7 @@ def test_real_runs_without_a_real_difference_are_inside_the_noise(capsys: pytest
     def train(name: str, seed: int, **settings: object) -> str:
         fixed = {"source": "text", "path": "text", "n_embd": 16, "n_layer": 1, "steps": 6, "eval_every": 3}
         fixed |= {"warmup_steps": 2, "seed": seed, "out": f"runs/{name}-{seed}", "device": "cpu", "threads": 1}
-        return str(quillgpt.train(load_recipe("debug", **fixed, **settings)).run)
+        return str(quillgpt.train(recipe_config("debug", **fixed, **settings)).run)
 
     first = [train("first", seed) for seed in (1, 2, 3)]
     same = [train("same", seed, pointwise_length_power=0.5) for seed in (1, 2, 3)]

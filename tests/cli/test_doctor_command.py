@@ -12,7 +12,7 @@ from quillgpt.cli import main as command_line
 from quillgpt.errors import CheckError, CheckpointError, DataError
 from quillgpt.lab.doctor.causes import CAUSES
 from quillgpt.optim.schedules import learning_rate
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from quillgpt.run_dir import append_metrics, config_toml
 from synthetic_bands import band_of
 
@@ -26,7 +26,7 @@ Doctor = Callable[..., tuple[str, str]]
 def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Doctor:
     """Run `quill doctor` in a folder with a band; return the output and the error, "" if nothing was found."""
     losses = CURVE + np.random.default_rng(0).normal(0.0, 0.02, (8, LINES))
-    band = band_of(load_recipe("debug", steps=200), losses, tokens_per_step=1024)
+    band = band_of(recipe_config("debug", steps=200), losses, tokens_per_step=1024)
     (tmp_path / "band.json").write_text(json.dumps(band.to_json()))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
@@ -47,7 +47,7 @@ def write_run(name: str, losses: np.ndarray, changed: dict[int, dict[str, Any]] 
     """Records of a run with these mean losses; `changed`: more entries of some lines."""
     path = Path("runs") / name
     path.mkdir(parents=True)
-    config = load_recipe("debug", **settings)
+    config = recipe_config("debug", **settings)
     (path / "config.toml").write_text(config_toml(config))
     (path / "environment.json").write_text(json.dumps({"steps": 200, "data": {"fingerprint": "f" * 64}}))
     for number, loss in enumerate(losses):

@@ -9,13 +9,13 @@ import pytest
 from quillgpt import files
 from quillgpt.cli.main import run
 from quillgpt.errors import CheckpointError, ConfigError, DiskError
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from quillgpt.run_dir import config_toml
 
 
 def make_run(path: Path, **settings: float) -> Path:
     path.mkdir(parents=True)
-    (path / "config.toml").write_text(config_toml(load_recipe("debug", **settings)))
+    (path / "config.toml").write_text(config_toml(recipe_config("debug", **settings)))
     lines = [{"step": n, "tokens": n * 1024, "train_loss": 5 / n, "elapsed_seconds": n / 10} for n in range(1, 9)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path

@@ -42,8 +42,8 @@ def numbered_dataset(lengths: list[int], documents_per_shard: int = 0) -> TokenD
 def make_loader(
     dataset: TokenDataset, *, batch_size: int = 5, changes=(), seed: int = 1, context_length: int = 16, window: int = 0
 ) -> BatchLoader:
-    schedule = BatchSchedule(context_length=context_length, batch_size=batch_size, changes=changes)
-    return BatchLoader(dataset, context_length=context_length, schedule=schedule, seed=seed, window_sequences=window)
+    schedule = BatchSchedule(context_length=context_length, global_batch_size=batch_size, changes=changes)
+    return BatchLoader(dataset, context_length=context_length, schedule=schedule, seed=seed, block_sequences=window)
 
 
 def global_batch(loader: BatchLoader, step: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,24 +52,24 @@ def global_batch(loader: BatchLoader, step: int, world_size: int) -> tuple[torch
 
 
 def test_a_schedule_says_each_steps_batch_size_and_first_token() -> None:
-    schedule = BatchSchedule(context_length=10, batch_size=3, changes=((4, 5), (5, 2), (9, 8)))
-    sizes = [schedule.batch_size_at(step) for step in range(15)]
+    schedule = BatchSchedule(context_length=10, global_batch_size=3, changes=((4, 5), (5, 2), (9, 8)))
+    sizes = [schedule.global_batch_size_at(step) for step in range(15)]
     assert sizes == [3, 3, 3, 3, 5, 2, 2, 2, 2, 8, 8, 8, 8, 8, 8]
     assert [schedule.first_token(step) for step in range(15)] == [10 * sum(sizes[:step]) for step in range(15)]
-    constant = BatchSchedule(context_length=1024, batch_size=480)
-    assert (constant.batch_size_at(10**6), constant.first_token(10**6)) == (480, 480 * 1024 * 10**6)
+    constant = BatchSchedule(context_length=1024, global_batch_size=480)
+    assert (constant.global_batch_size_at(10**6), constant.first_token(10**6)) == (480, 480 * 1024 * 10**6)
 
 
 def test_schedules_and_batches_that_cannot_exist_are_refused() -> None:
     for changes in [((0, 5),), ((4, 5), (4, 6)), ((4, 5), (3, 6)), ((4, 0),)]:
         with pytest.raises(ValueError, match=r"must be >= 1|must increase"):
-            BatchSchedule(context_length=10, batch_size=3, changes=changes)
+            BatchSchedule(context_length=10, global_batch_size=3, changes=changes)
     dataset = numbered_dataset([100])
     for step, rank, world_size in [(-1, 0, 1), (0, 1, 1), (0, -1, 2), (0, 0, 0)]:
         with pytest.raises(ValueError, match="invalid batch"):
             make_loader(dataset).batch(step, rank, world_size)
     with pytest.raises(ValueError, match=r"invalid context_length: 8 \(the schedule has 16\)"):
-        BatchLoader(dataset, context_length=8, schedule=BatchSchedule(context_length=16, batch_size=1), seed=1)
+        BatchLoader(dataset, context_length=8, schedule=BatchSchedule(context_length=16, global_batch_size=1), seed=1)
     for lengths in ([16], [1], [10, 6]):
         with pytest.raises(DataError, match=rf"{sum(lengths)} tokens.*at least 17"):
             make_loader(numbered_dataset(lengths))

@@ -146,7 +146,7 @@ def test_few_orders_of_documents_are_kept_in_memory(monkeypatch: pytest.MonkeyPa
 @settings(deadline=None)
 @given(st.integers(11, 600), st.integers(1, 20), st.integers(1, 60), st.integers(0, 2**63 - 1))
 def test_sequences_are_permuted_within_windows_and_epochs(token_count, context_length, window, seed) -> None:
-    order = SequenceOrder(token_count=token_count, context_length=context_length, seed=seed, window_sequences=window)
+    order = SequenceOrder(token_count=token_count, context_length=context_length, seed=seed, block_sequences=window)
     for epoch in range(5):
         first, end = order.first_sequence(epoch), order.first_sequence(epoch + 1)
         found = order.sequences(first, end - first)
@@ -171,7 +171,7 @@ def test_the_picture_in_the_docs_is_what_is_computed() -> None:
     shards = document_ends([7, 4, 7], [6, 5])
     order = StreamOrder(shards, seed=7, context_length=6)
     epochs = ["".join(text[token] for token in stream_tokens(order, shards, epoch * 29, 29)) for epoch in (0, 1)]
-    found = SequenceOrder(token_count=29, context_length=6, seed=7, window_sequences=3).sequences(0, 10).tolist()
+    found = SequenceOrder(token_count=29, context_length=6, seed=7, block_sequences=3).sequences(0, 10).tolist()
     assert ":".join(epochs) in page
     assert "0 1 | 4 2 3 | 5 6 | 9 7 8" in page
     assert found == [0, 1, 4, 2, 3, 5, 6, 9, 7, 8]
@@ -188,7 +188,7 @@ def test_the_order_is_the_one_of_the_first_release() -> None:
 
 
 def test_the_order_in_several_windows_is_the_one_of_the_first_release() -> None:
-    order = SequenceOrder(token_count=121, context_length=4, seed=1337, window_sequences=8)
+    order = SequenceOrder(token_count=121, context_length=4, seed=1337, block_sequences=8)
     found = " ".join(map(str, order.sequences(0, 62)))
     assert found == (
         "4 5 6 0 3 2 1 8 11 13 9 7 10 12 14 18 20 16 21 19 17 22 15 29 25 30 26 23 28 24 27 "

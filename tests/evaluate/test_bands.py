@@ -29,13 +29,13 @@ from quillgpt.lab.bands.band import (
     window_lines,
 )
 from quillgpt.lab.bands.judge import BandWatch, judged
-from quillgpt.recipes import load_recipe, recipe_names
+from quillgpt.recipes import recipe_config, recipe_names
 from quillgpt.run_dir import append_metrics, config_toml
 from synthetic_bands import band_of
 
 ROOT = Path(__file__).parents[2]
 LINES, LOG_EVERY = 40, 5
-CONFIG = load_recipe("debug", steps=LINES * LOG_EVERY, log_every=LOG_EVERY)
+CONFIG = recipe_config("debug", steps=LINES * LOG_EVERY, log_every=LOG_EVERY)
 
 
 def benchmark() -> Any:
@@ -239,7 +239,7 @@ def test_another_shape_batch_data_or_recipe_has_no_band_and_the_reason_names_it(
     assert "tokens_per_step 256, not 1024" in str(find_band(config, band.fingerprint, [band]))
     reason = find_band(CONFIG, "0" * 64, [band])
     assert reason == "no band for this data: its fingerprint is 000000000000, the band's is ffffffffffff (synthetic)"
-    assert find_band(load_recipe("gpt2-124m"), band.fingerprint, [band]) == "no band for this recipe"
+    assert find_band(recipe_config("gpt2-124m"), band.fingerprint, [band]) == "no band for this recipe"
     assert find_band(CONFIG, band.fingerprint, []) == "no band for this recipe"
 
 
@@ -251,8 +251,8 @@ def test_a_setting_newer_than_the_band_had_its_default(band: Band) -> None:
 
 
 def test_tokens_per_step_are_known_if_the_settings_say_them() -> None:
-    assert tokens_per_step(load_recipe("debug")) == 1024
-    assert tokens_per_step(load_recipe("python")) == 1024
+    assert tokens_per_step(recipe_config("debug")) == 1024
+    assert tokens_per_step(recipe_config("python")) == 1024
     assert tokens_per_step(updated(RunConfig(), {"gradient_accumulation_steps": 2, "batch_size": 3}, where="t")) == 6144
     assert tokens_per_step(RunConfig()) == 0
 
@@ -280,7 +280,7 @@ def test_every_recipe_of_minutes_ships_a_sound_band_of_its_current_settings() ->
     assert set(module.RECIPES) <= set(recipe_names())
     stale = []
     for recipe, band in shipped.items():
-        config = load_recipe(recipe)
+        config = recipe_config(recipe)
         stated = defining_settings(defaults) | band.settings, module.optim_settings(defaults) | band.optim
         multipliers = [band.multiplier(int(tokens) // band.tokens_per_step) for tokens in band.tokens]
         claims = {

@@ -20,7 +20,7 @@ from quillgpt.model.gpt import GPT
 from quillgpt.model.mlp import MLPS
 from quillgpt.model.norm import NORMS
 from quillgpt.model.positions import POSITIONS
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from quillgpt.tokenizer import load_tokenizer
 
 pytest.importorskip("tenseal", reason="the example needs the extra `he`")
@@ -171,7 +171,9 @@ def test_the_survey_knows_every_menu_entry() -> None:
 
 
 def test_depths_and_intervals_are_those_of_the_recipe_polynomial() -> None:
-    recipe = {name: getattr(load_recipe("polynomial").model, name) for name in ("attention", "mlp", "norm", "qk_norm")}
+    recipe = {
+        name: getattr(recipe_config("polynomial").model, name) for name in ("attention", "mlp", "norm", "qk_norm")
+    }
     (parts, found), model = survey_of(**recipe), small_model(**recipe)
     norms = [part for part in parts if part.name == "norm: rmsnorm"]
     assert (found, len(norms)) == ({"norm: rmsnorm"}, 5)

@@ -10,7 +10,7 @@ import pytest
 import quillgpt
 from quillgpt.errors import CheckpointError
 from quillgpt.lab.run_record import read_run
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from quillgpt.run_dir import append_metrics, config_toml
 
 
@@ -18,7 +18,7 @@ from quillgpt.run_dir import append_metrics, config_toml
 def run(tmp_path: Path) -> Path:
     path = tmp_path / "runs" / "one"
     path.mkdir(parents=True)
-    (path / "config.toml").write_text(config_toml(load_recipe("debug", steps=7)))
+    (path / "config.toml").write_text(config_toml(recipe_config("debug", steps=7)))
     return path
 
 
@@ -27,7 +27,7 @@ def test_the_record_of_a_trained_run_is_what_the_run_returned(tmp_path: Path, mo
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("the cat sat on the mat\n" * 300)
     settings = {"source": "text", "path": "text", "steps": 4, "log_every": 2, "eval_every": 4, "n_embd": 16}
-    outcome = quillgpt.train(load_recipe("debug", **settings, out="runs/first", device="cpu"))
+    outcome = quillgpt.train(recipe_config("debug", **settings, out="runs/first", device="cpu"))
     record = read_run("runs/first")
     assert (record.name, record.settings["steps"]) == ("first", 4)
     assert "out" not in record.settings

@@ -65,10 +65,10 @@ def sizes_by_definition(ramp: str, batch_size: int, steps: int) -> list[int]:
 )
 def test_the_plan_is_the_ramp_step_by_step(ramp: str, batch_size: int, steps: int) -> None:
     plan = batch_plan(ramp, batch_size=batch_size, steps=steps)
-    state = TrainState(batch_size=plan[0][1], batch_size_changes=[list(stage) for stage in plan[1:]])
+    state = TrainState(global_batch_size=plan[0][1], global_batch_size_changes=[list(stage) for stage in plan[1:]])
     schedule, expected = state.schedule(32), sizes_by_definition(ramp, batch_size, steps)
     assert plan[0][0] == 0
-    assert [schedule.batch_size_at(step) for step in range(steps)] == expected
+    assert [schedule.global_batch_size_at(step) for step in range(steps)] == expected
     total = ramp_sequences(ramp, batch_size=batch_size, steps=steps)
     assert schedule.first_token(steps) == 32 * sum(expected) == 32 * total
     assert set(expected) <= set(stage_batch_sizes(ramp, batch_size))
@@ -107,7 +107,11 @@ def test_a_run_has_the_batches_of_its_ramp_with_the_root_of_the_rate(ramped: Run
     train(ramped)
     assert sizes_of(ramped) == SIZES
     state = newest(ramped).read_json("state.json")
-    assert (state["batch_size"], state["batch_size_changes"], state["tokens"]) == (2, [[6, 4], [12, 8]], 32 * 100)
+    assert (state["global_batch_size"], state["global_batch_size_changes"], state["tokens"]) == (
+        2,
+        [[6, 4], [12, 8]],
+        32 * 100,
+    )
     schedule = TrainState(**state).schedule(32)
     assert [schedule.first_token(step) // 32 for step in (0, 6, 12, 20)] == [0, 12, 36, 100]
     rates = [learning_rate(step, 20, ramped.optim) * math.sqrt(size / 8) for step, size in enumerate(SIZES)]

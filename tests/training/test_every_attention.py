@@ -10,7 +10,7 @@ import quillgpt
 from quillgpt import checkpoint
 from quillgpt.config import RunConfig
 from quillgpt.model.attention import ATTENTION
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from quillgpt.sample.engine import Generator, RecomputingGenerator, generate_tokens
 from quillgpt.sample.settings import SamplingSettings
 from quillgpt.training.loop import train
@@ -44,7 +44,7 @@ def test_the_demo_trains_with_every_attention(small_run: RunConfig, tmp_path: Pa
     data = {"data": small_run.data.data, "source": "text", "tokenizer": "byte", "eval_tokens": 500}
     machine: dict[str, Any] = {"device": "cpu", "dtype": "bf16", "threads": 1, "log_every": 1, "steps": 2}
     for attention, entry in ATTENTION.items():
-        config = load_recipe("python", attention=attention, **small, **data, **machine, out=str(tmp_path / attention))
+        config = recipe_config("python", attention=attention, **small, **data, **machine, out=str(tmp_path / attention))
         outcome = train(config)
         assert math.isfinite(outcome.validation.loss), attention
         assert all(map(math.isfinite, column(config, "train_loss")))

@@ -12,7 +12,7 @@ from quillgpt.config import RunConfig
 from quillgpt.distributed import Ranks
 from quillgpt.errors import ConfigError, NonFiniteError
 from quillgpt.evaluate.run import evaluate_only
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from quillgpt.training import loop
 from quillgpt.training.loop import train
 from small_runs import changed, column, lines_of, newest, run_of, tensors_of, with_losses
@@ -147,7 +147,7 @@ def test_evaluating_only_is_not_training_and_writes_no_checkpoint(
 
 def test_the_debug_recipe_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = changed(load_recipe("debug"), out="runs/debug", steps=150, eval_every=0, dtype="fp32", threads=1)
+    config = changed(recipe_config("debug"), out="runs/debug", steps=150, eval_every=0, dtype="fp32", threads=1)
     outcome = train(config)
     assert column(config, "train_loss")[0] > 4.5
     assert outcome.validation.loss < 3.0

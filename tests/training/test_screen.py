@@ -36,7 +36,7 @@ class Shown:
         self.runtime = replace(RUNTIME, dtype="bf16", threads=2, global_batch_size=8, micro_batch_size=4, steps=steps)
 
     def run(self, *lines: Mapping[str, Any], state: TrainState | None = None, lora_rank: int = 0) -> str:
-        state = state or TrainState(batch_size=8)
+        state = state or TrainState(global_batch_size=8)
         with self.screen.training(Path("runs/x"), MODEL, self.runtime, REASONS, state, lora_rank):
             for numbers in lines:
                 self.screen.step(numbers)
@@ -70,7 +70,9 @@ def test_the_runtime_is_shown_with_its_reasons_the_ramp_and_what_lora_trains() -
         assert [part for part in parts if part not in text] == []
         assert "LoRA" not in text
     # LoRA: 2 * (in + out), for layers of 16 to 48, 16 to 16, 16 to 64 and 64 to 16
-    text = Shown().run(state=TrainState(step=30, batch_size=2, batch_size_changes=[[40, 4], [80, 8]]), lora_rank=2)
+    text = Shown().run(
+        state=TrainState(step=30, batch_size=2, global_batch_size_changes=[[40, 4], [80, 8]]), lora_rank=2
+    )
     assert re.search(r"trained +512 parameters +LoRA of rank 2", text)
     assert re.search(r"ramp +2 to 4 to 8 .*steps 0, 40, 80", text)
     assert "from step 30" in text
@@ -125,7 +127,7 @@ def test_a_clock_reads_as_people_write_it() -> None:
 
 def test_the_default_screen_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen()
-    with screen.training(Path("runs/x"), MODEL, RUNTIME, REASONS, TrainState(batch_size=8)):
+    with screen.training(Path("runs/x"), MODEL, RUNTIME, REASONS, TrainState(global_batch_size=8)):
         screen.step(line(1))
         assert screen.judge(line(1)) == {}
     with screen.preparing() as show:

@@ -15,7 +15,7 @@ import torch
 from quillgpt import files
 from quillgpt.config import RunConfig
 from quillgpt.errors import CheckpointError, Interrupted, LockedError, Stopped
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from quillgpt.training import loop
 from quillgpt.training.loop import train
 from quillgpt.training.state import TrainState, restored_runtime
@@ -121,7 +121,7 @@ def test_a_changed_batch_size_continues_without_gap_or_repeat(small_run: RunConf
     train(changed(small_run, steps=10))
     train(changed(small_run, gradient_accumulation_steps=4))
     state = newest(small_run).read_json("state.json")
-    assert state["batch_size_changes"] == [[10, 16]]
+    assert state["global_batch_size_changes"] == [[10, 16]]
     assert state["tokens"] == 10 * 8 * 32 + 10 * 16 * 32
 
 
@@ -149,7 +149,7 @@ def test_a_second_run_in_the_same_directory_is_refused(small_run: RunConfig) -> 
 
 def test_a_saved_config_is_a_recipe_that_repeats_the_run(small_run: RunConfig, tmp_path: Path) -> None:
     outcome = train(small_run)
-    again = load_recipe(str(outcome.run / "config.toml"))
+    again = recipe_config(str(outcome.run / "config.toml"))
     assert again == replace(small_run, train=replace(small_run.train, out="runs/run-again"))
     again = changed(again, out=str(tmp_path / "again"))
     train(again)

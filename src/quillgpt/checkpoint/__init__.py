@@ -1,8 +1,8 @@
 """Checkpoints: `save.py` writes them, `load.py` finds and opens them, `init_from.py` starts a run from a model."""
 
 from quillgpt.checkpoint.load import ADAPTER as ADAPTER
+from quillgpt.checkpoint.load import BUNDLED_MODEL as BUNDLED_MODEL
 from quillgpt.checkpoint.load import CONFIG as CONFIG
-from quillgpt.checkpoint.load import IN_THE_BOX as IN_THE_BOX
 from quillgpt.checkpoint.load import MANIFEST as MANIFEST
 from quillgpt.checkpoint.load import MODEL as MODEL
 from quillgpt.checkpoint.load import OPTIMIZER as OPTIMIZER

@@ -6,7 +6,7 @@ manifest has the size and SHA-256 of the others, because none of the formats det
 has adapter.safetensors instead of model.safetensors; its manifest names the base model, which is not copied.
 
 The package contains one small checkpoint, `quill-python`, with bf16 weights and only the files that make a model;
-benchmarks/model_in_the_box.py made it.
+benchmarks/bundled_model.py made it.
 """
 
 import json
@@ -38,8 +38,8 @@ MANIFEST = "manifest.json"
 MODEL, ADAPTER, OPTIMIZER = "model.safetensors", "adapter.safetensors", "optimizer.safetensors"
 CONFIG, RUNTIME, STATE, TOKENIZER = "config.toml", "runtime.json", "state.json", "tokenizer.json"
 
-IN_THE_BOX = "quill-python"
-DIRECTORY = Path(__file__).parents[1] / "in_the_box" / IN_THE_BOX
+BUNDLED_MODEL = "quill-python"
+DIRECTORY = Path(__file__).parents[1] / "bundled" / BUNDLED_MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
 def find(where: str | Path, *, model_only: bool = False) -> Checkpoint:
     """Return the intact checkpoint in a directory: itself, or a run's best (the newest if none was evaluated).
 
-    where: also the name of the model in the box. model_only: as in `verify`.
+    where: also the name of the bundled model. model_only: as in `verify`.
     """
     path = Path(_resolved(where))
     if (path / MANIFEST).is_file():
@@ -158,8 +158,8 @@ def find(where: str | Path, *, model_only: bool = False) -> Checkpoint:
         verify(checkpoint, model_only=model_only)
         return checkpoint
     if not path.is_dir():
-        known = f"runs are under runs/, published models are {', '.join(PUBLISHED)}, with quill comes {IN_THE_BOX}"
-        hint = nearest(str(where), [*PUBLISHED, IN_THE_BOX])
+        known = f"runs are under runs/, published models are {', '.join(PUBLISHED)}, with quill comes {BUNDLED_MODEL}"
+        hint = nearest(str(where), [*PUBLISHED, BUNDLED_MODEL])
         raise CheckpointError(f"{path}: no such run or checkpoint directory{hint}; {known}")
     checkpoints = committed(RunDirectory(path))
     damage = ""
@@ -175,20 +175,20 @@ def find(where: str | Path, *, model_only: bool = False) -> Checkpoint:
 
 
 def _resolved(where: str | Path) -> str | Path:
-    """Return the directory of the model in the box for its name, anything else unchanged. A `Path` is never a name."""
-    if where != IN_THE_BOX or isinstance(where, Path):
+    """Return the directory of the bundled model for its name, anything else unchanged. A `Path` is never a name."""
+    if where != BUNDLED_MODEL or isinstance(where, Path):
         return where
     if Path(where).exists():
         remedy = f"write ./{where} for that, or leave this directory"
-        raise ConfigError(f"{where} is the model in the box and also something in this directory; {remedy}")
+        raise ConfigError(f"{where} is the bundled model and also something in this directory; {remedy}")
     return DIRECTORY
 
 
 def open_model(where: str | Path) -> Source:
     """Open the model that a name or a path stands for; nothing is fetched, and no tensor read, before it is needed.
 
-    where: a run or checkpoint directory; gpt2, gpt2-medium, gpt2-large or gpt2-xl: OpenAI's; quill-python: the model in
-    the box; a Hugging Face directory; nanoGPT's ckpt.pt or its directory.
+    where: a run or checkpoint directory; gpt2, gpt2-medium, gpt2-large or gpt2-xl: OpenAI's; quill-python: the bundled
+    model; a Hugging Face directory; nanoGPT's ckpt.pt or its directory.
     """
     where = _resolved(where)
     return open_foreign(where) or to_source(find(where, model_only=True))

@@ -157,14 +157,14 @@ def _device_and_dtype(options: SampleOptions) -> "tuple[torch.device, torch.dtyp
 
 
 def _trained(source: str) -> "tuple[GPT, Tokenizer]":
-    from quillgpt.checkpoint import IN_THE_BOX, load_model
+    from quillgpt.checkpoint import BUNDLED_MODEL, load_model
     from quillgpt.run_dir import RUNS, newest_run, runs_in
 
     if source:
         return load_model(source)
     if not runs_in(RUNS):
-        notice(f"no run in {RUNS}/ yet: using {IN_THE_BOX}, the small model in the package, trained on Python")
-        return load_model(IN_THE_BOX)
+        notice(f"no run in {RUNS}/ yet: using {BUNDLED_MODEL}, the small model in the package, trained on Python")
+        return load_model(BUNDLED_MODEL)
     newest = newest_run(RUNS)
     notice(f"the newest run: {newest}")
     return load_model(newest)
@@ -175,10 +175,10 @@ def _untrained(options: SampleOptions) -> "tuple[GPT, Tokenizer]":
     import torch
 
     from quillgpt.model.gpt import GPT
-    from quillgpt.recipes import load_recipe
+    from quillgpt.recipes import recipe_config
     from quillgpt.tokenizer import TOKENIZERS, load_tokenizer
 
-    config = load_recipe(options.untrained)
+    config = recipe_config(options.untrained)
     name = config.data.tokenizer
     learns = name in TOKENIZERS and TOKENIZERS[name].learns
     tokenizer = load_tokenizer("byte" if learns else name)

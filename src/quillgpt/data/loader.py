@@ -28,28 +28,28 @@ class BatchSchedule:
     """
 
     context_length: int
-    batch_size: int
+    global_batch_size: int
     changes: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         starts = [start for start, _ in self._stages()]
         if starts != sorted(set(starts)):
             raise ValueError(f"invalid changes: {self.changes} (steps must increase and be > 0)")
-        if self.context_length < 1 or any(batch_size < 1 for _, batch_size in self._stages()):
+        if self.context_length < 1 or any(global_batch_size < 1 for _, global_batch_size in self._stages()):
             raise ValueError(f"invalid {self} (context_length and batch sizes must be >= 1)")
 
     def _stages(self) -> tuple[tuple[int, int], ...]:
-        return ((0, self.batch_size), *self.changes)
+        return ((0, self.global_batch_size), *self.changes)
 
-    def batch_size_at(self, step: int) -> int:
+    def global_batch_size_at(self, step: int) -> int:
         """Return the number of sequences in the step's global batch."""
-        return [batch_size for start, batch_size in self._stages() if start <= step][-1]
+        return [global_batch_size for start, global_batch_size in self._stages() if start <= step][-1]
 
     def sequences_before(self, step: int) -> int:
         """Return the number of sequences of all earlier steps."""
         ends = [*(start for start, _ in self.changes), step]
         stages = zip(self._stages(), ends, strict=True)
-        return sum(max(0, min(end, step) - start) * batch_size for (start, batch_size), end in stages)
+        return sum(max(0, min(end, step) - start) * global_batch_size for (start, global_batch_size), end in stages)
 
     def first_token(self, step: int) -> int:
         """Return the number of tokens of all earlier steps: where in the data the step begins."""
@@ -70,7 +70,7 @@ class BatchLoader:
         context_length: int,
         schedule: BatchSchedule,
         seed: int,
-        window_sequences: int = 0,
+        block_sequences: int = 0,
     ) -> None:
         dataset.check_length(context_length + 1)
         if schedule.context_length != context_length:
@@ -84,7 +84,7 @@ class BatchLoader:
             token_count=self._stream.token_count,
             context_length=context_length,
             seed=seed,
-            window_sequences=window_sequences,
+            block_sequences=block_sequences,
         )
         self._reads = 0
         self._mapped: set[int] = set()
@@ -98,7 +98,7 @@ class BatchLoader:
         """
         if step < 0 or not 0 <= rank < world_size:
             raise ValueError(f"invalid batch: step {step}, rank {rank} of {world_size}")
-        batch_size = self._schedule.batch_size_at(step)
+        batch_size = self._schedule.global_batch_size_at(step)
         begin, end = batch_size * rank // world_size, batch_size * (rank + 1) // world_size
         first = self._schedule.sequences_before(step) + begin
         tokens = self._sequences_at(first, end - begin, prefetch=world_size == 1)
@@ -106,7 +106,7 @@ class BatchLoader:
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
     def _sequences_at(self, first: int, count: int, *, prefetch: bool) -> np.ndarray:
-        """Return the tokens (B, T + 1) of `count` sequences from place `first` of the order on.
+        """Return the tokens (B, T + 1) of `count` sequences from index `first` of the order on.
 
         prefetch: also read the following batches. Locating a few short sequences takes as long as locating many, and
         longer than copying them.

@@ -16,7 +16,7 @@ SHARDS, DOCUMENTS, FIRST_TOKEN, SEQUENCES = range(4)
 
 CACHED_DOCUMENTS = 1 << 22  # 16 bytes each: 64 MB
 CACHED_SHARDS = 4  # kept whatever their size: a batch at a shard's end also reads the next shard
-WINDOW_TOKENS = 1 << 23  # 16 or 32 MB: reads stay close together on the disk, and a small text is one window
+SHUFFLE_BLOCK_TOKENS = 1 << 23  # 16 or 32 MB: reads stay close together on the disk, and a small text is one block
 
 
 def random_keys(count: int, *, seed: int, purpose: int, epoch: int, item: int) -> np.ndarray:
@@ -147,16 +147,16 @@ class SequenceOrder:
     """The order in which the sequences of the stream are read.
 
     Sequence i has the stream's tokens from i * context_length on as targets; it belongs to the epoch of its first
-    target. The sequences of an epoch are divided into windows of at most `window_sequences` (0: of 8 million tokens)
-    and permuted in each, so that neighbours in a long document are read apart while reads stay close on the disk.
+    target. The sequences of an epoch are divided into shuffle blocks of at most `block_sequences` (0: of 8 million
+    tokens) and permuted in each, so that neighbours in a long document are read apart while reads stay close on disk.
     """
 
-    def __init__(self, *, token_count: int, context_length: int, seed: int, window_sequences: int = 0) -> None:
+    def __init__(self, *, token_count: int, context_length: int, seed: int, block_sequences: int = 0) -> None:
         self._token_count = token_count
         self._context_length = context_length
         self._seed = seed
-        self._window_sequences = window_sequences or max(1, WINDOW_TOKENS // context_length)
-        self._window = functools.lru_cache(maxsize=4)(self._compute_window)
+        self._block_sequences = block_sequences or max(1, SHUFFLE_BLOCK_TOKENS // context_length)
+        self._block = functools.lru_cache(maxsize=4)(self._compute_block)
 
     def first_sequence(self, epoch: int) -> int:
         """Return the first sequence of an epoch."""
@@ -164,29 +164,29 @@ class SequenceOrder:
 
     def sequences(self, first: int, count: int) -> np.ndarray:
         """Return the sequences (int64) that are read as number first, first + 1, ..., first + count - 1."""
-        place, end = first, first + count
+        index, end = first, first + count
         found = [np.zeros(0, dtype=np.int64)]
-        while place < end:
-            begin, window = self._window(*self._window_at(place))
-            found.append(window[place - begin : end - begin])
-            place += len(found[-1])
+        while index < end:
+            begin, block = self._block(*self._block_at(index))
+            found.append(block[index - begin : end - begin])
+            index += len(found[-1])
         return np.concatenate(found)
 
-    def _window_at(self, place: int) -> tuple[int, int]:
-        """Return the epoch of a place in the order and its window there; sequence i and place i share a window."""
-        epoch = place * self._context_length // self._token_count
-        first, sequence_count, windows = self._windows(epoch)
-        return epoch, ((place - first + 1) * windows - 1) // sequence_count
+    def _block_at(self, index: int) -> tuple[int, int]:
+        """Return the epoch of an index in the order and its block there; sequence i and index i share a block."""
+        epoch = index * self._context_length // self._token_count
+        first, sequence_count, blocks = self._blocks(epoch)
+        return epoch, ((index - first + 1) * blocks - 1) // sequence_count
 
-    def _windows(self, epoch: int) -> tuple[int, int, int]:
-        """Return an epoch's first sequence, and its numbers of sequences and of windows."""
+    def _blocks(self, epoch: int) -> tuple[int, int, int]:
+        """Return an epoch's first sequence, and its numbers of sequences and of blocks."""
         first = self.first_sequence(epoch)
         sequence_count = self.first_sequence(epoch + 1) - first
-        return first, sequence_count, -(-sequence_count // self._window_sequences)
+        return first, sequence_count, -(-sequence_count // self._block_sequences)
 
-    def _compute_window(self, epoch: int, window: int) -> tuple[int, np.ndarray]:
-        """Return the first place of a window, and its sequences in order; windows differ by at most one sequence."""
-        first, sequence_count, windows = self._windows(epoch)
-        begin = first + sequence_count * window // windows
-        end = first + sequence_count * (window + 1) // windows
-        return begin, begin + permutation(end - begin, seed=self._seed, purpose=SEQUENCES, epoch=epoch, item=window)
+    def _compute_block(self, epoch: int, block: int) -> tuple[int, np.ndarray]:
+        """Return the first index of a block, and its sequences in order; blocks differ by at most one sequence."""
+        first, sequence_count, blocks = self._blocks(epoch)
+        begin = first + sequence_count * block // blocks
+        end = first + sequence_count * (block + 1) // blocks
+        return begin, begin + permutation(end - begin, seed=self._seed, purpose=SEQUENCES, epoch=epoch, item=block)

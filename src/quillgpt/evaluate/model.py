@@ -26,7 +26,7 @@ from quillgpt.evaluate.text import EvaluationData
 from quillgpt.model.gpt import GPT
 from quillgpt.pretrained import PUBLISHED, open_foreign
 from quillgpt.pretrained.source import Source
-from quillgpt.recipes import load_recipe, read_toml
+from quillgpt.recipes import read_toml, recipe_config
 from quillgpt.run_dir import RunDirectory
 from quillgpt.runtime import Machine, Runtime, choose_device, choose_dtype, choose_threads
 from quillgpt.tokenizer import Tokenizer
@@ -148,7 +148,7 @@ def _of_checkpoint(where: str) -> EvaluatedModel:
 
 def _of_source(source: Source, file_name: str) -> EvaluatedModel:
     """A source; one with GPT-2's tokenizer is scored on the data of the published losses, that of gpt2-124m."""
-    config = load_recipe("gpt2-124m")
+    config = recipe_config("gpt2-124m")
     is_gpt2 = source.tokenizer_fingerprint == GPT2_FINGERPRINT
     return EvaluatedModel(
         name=source.name,

@@ -27,7 +27,7 @@ INSTEAD_OF = {
 """Alternative settings: the first, given by a recipe or a flag, replaces the second of an earlier recipe."""
 
 
-def load_recipe(name_or_path: str, **changes: Scalar) -> RunConfig:
+def recipe_config(name_or_path: str, **changes: Scalar) -> RunConfig:
     """Return the settings of a recipe by its name or file, with changes; `init` is not opened.
 
     `depth` among the changes scales the recipe to that number of blocks (`recipes/depth.py`).

@@ -14,7 +14,7 @@ def load_recipe(name_or_path: str, **changes: Scalar) -> RunConfig:
         print(config.model.n_layer, config.train.steps)  # 2 50
         outcome = quillgpt.train(config)
     """
-    config = recipes.load_recipe(name_or_path, **changes)
+    config = recipes.recipe_config(name_or_path, **changes)
     if config.train.init == "scratch":
         return config
     from quillgpt.checkpoint.init_from import with_init_shape

@@ -19,7 +19,7 @@ from quillgpt.model.gpt import GPT
 from quillgpt.model.precision import DTYPES
 from quillgpt.optim import build_optimizer
 from quillgpt.runtime import Runtime
-from quillgpt.training.setup import Calibration, Data, Loaded
+from quillgpt.training.setup import Calibration, Data, LoadedRun
 from quillgpt.training.step import WrappedModel, gradients, wrap
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ THREADS_SECONDS = 0.6  # for each number of threads
 CLEARLY = 0.9  # of the time on twice as many threads: a smaller gain is not worth other bits
 
 
-def calibrate(config: RunConfig, loaded: Loaded, ranks: Ranks) -> Calibration:
+def calibrate(config: RunConfig, loaded: LoadedRun, ranks: Ranks) -> Calibration:
     """Measure what is not stated, threads and steps of a run in minutes, and try the compiler; freeze the runtime."""
     runtime, model, reasons, step = loaded.runtime, loaded.model, {}, None
     if _measures_threads(config, loaded):
@@ -52,7 +52,7 @@ def calibrate(config: RunConfig, loaded: Loaded, ranks: Ranks) -> Calibration:
     return Calibration(runtime=runtime, reasons=reasons, wrapped_model=step, compile_seconds=seconds)
 
 
-def _measures_threads(config: RunConfig, loaded: Loaded) -> bool:
+def _measures_threads(config: RunConfig, loaded: LoadedRun) -> bool:
     """Whether the number of threads is measured: only where the number of steps is, because both change the bits.
 
     A run of a stated number of steps repeats itself bit for bit, and so does a resumed run.

@@ -36,7 +36,7 @@ from quillgpt.training.attention_stats import AttentionMonitor
 from quillgpt.training.calibrate import calibrate
 from quillgpt.training.metrics import Metrics
 from quillgpt.training.screen import Screen
-from quillgpt.training.setup import Loaded, Parts, build, check_menus, load, opened_run
+from quillgpt.training.setup import LoadedRun, TrainingComponents, build, check_menus, load, opened_run
 from quillgpt.training.signals import StopRequest, stop_requests
 from quillgpt.training.step import Guard, StepResult, apply_update, check_weights, gradients, stop_unless_finite
 
@@ -89,9 +89,9 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
         if loaded.state.has_reached_loss or (is_calibrated and loaded.state.step >= loaded.runtime.steps):
             return _already_finished(run, loaded, ranks)
         calibration = calibrate(config, loaded, ranks)
-        parts = build(run, config, loaded, calibration, ranks)
-        runtime, model, state = parts.runtime, parts.model, parts.state
-        metrics = stack.enter_context(Metrics(run, config, parts, ranks))
+        components = build(run, config, loaded, calibration, ranks)
+        runtime, model, state = components.runtime, components.model, components.state
+        metrics = stack.enter_context(Metrics(run, config, components, ranks))
         reasons |= calibration.reasons
         request = stack.enter_context(stop_requests())
         stack.enter_context(screen.training(run.path, model.config, runtime, reasons, state, config.lora.lora_rank))
@@ -102,19 +102,19 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
             directory=Path(settings.task_data),
             run=run,
             model=model,
-            tokenizer=parts.data.tokenizer,
-            adapter=parts.adapter,
+            tokenizer=components.data.tokenizer,
+            adapter=components.adapter,
             runtime=runtime,
             ranks=ranks,
         )
         validation: ValidationLoss | None = None
 
         while state.step < runtime.steps and not state.has_reached_loss:
-            step = one_step(parts, config, guard, ranks, request)
+            step = one_step(components, config, guard, ranks, request)
             is_last = state.step == runtime.steps
             validation, is_best = None, False
             if every(state.step, settings.eval_every) or is_last:
-                validation, is_best = _evaluate(parts, ranks, settings.stop_at_loss)
+                validation, is_best = _evaluate(components, ranks, settings.stop_at_loss)
                 is_last = is_last or state.has_reached_loss
             line = metrics.line(step, validation)
             if validation is not None:
@@ -124,12 +124,12 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
                 metrics.write(line | attention.measure(step.inputs, state.step))
             screen.step(line)
             if ranks.is_main_process and every(state.step, settings.sample_every):
-                write_samples(run, model, parts.data.tokenizer, state.step, settings.seed)
+                write_samples(run, model, components.data.tokenizer, state.step, settings.seed)
             if step.is_stop or is_last or is_best or every(state.step, settings.save_every):
                 state.non_finite_in_a_row = guard.in_a_row
                 with main_process_first(ranks):  # if one exited during the save, torchrun would kill the one that saves
                     if ranks.is_main_process:
-                        save(run, config, parts, validation)
+                        save(run, config, components, validation)
             if step.is_stop and not is_last:
                 done = f"stopped after step {state.step:,}, saved in {run.path}"
                 raise (Interrupted if step.is_interrupt else Stopped)(f"{done}; run the same command again to continue")
@@ -138,43 +138,43 @@ def train(config: RunConfig, screen: Screen | None = None) -> Outcome:
 
 
 def one_step(
-    parts: Parts, config: RunConfig, guard: Guard, ranks: Ranks, request: StopRequest | None = None
+    components: TrainingComponents, config: RunConfig, guard: Guard, ranks: Ranks, request: StopRequest | None = None
 ) -> StepResult:
     """Batch, gradients, update; advances the state.
 
     A `request` that arrives before the gradients are ready is part of the result. The third update in a row that
     cannot be applied is a `NonFiniteError`.
     """
-    runtime, state, number, started = parts.runtime, parts.state, parts.state.step, time.perf_counter()
-    inputs, targets = parts.loader.batch(number, ranks.rank, ranks.world_size)
+    runtime, state, index, started = components.runtime, components.state, components.state.step, time.perf_counter()
+    inputs, targets = components.loader.batch(index, ranks.rank, ranks.world_size)
     counted = (targets != IGNORED_TARGET).sum().to(runtime.device)
     target_count = int(all_reduce_sum(counted, ranks).item())
     loss_sum = gradients(
-        parts.wrapped_model,
+        components.wrapped_model,
         inputs,
         targets,
         runtime=runtime,
         target_count=target_count,
         seed=config.train.seed,
-        step=number,
+        step=index,
         rank=ranks.rank,
     )
     loss, is_stop, is_interrupt = _agree(loss_sum, request.signal if request else 0, ranks, runtime.device)
     loss /= target_count
-    batch_fraction = parts.schedule.batch_size_at(number) / runtime.global_batch_size
-    lr = learning_rate(number, runtime.steps, config.optim, batch_fraction)
+    batch_fraction = components.schedule.global_batch_size_at(index) / runtime.global_batch_size
+    lr = learning_rate(index, runtime.steps, config.optim, batch_fraction)
     norm, is_applied = apply_update(
-        parts.wrapped_model,
-        parts.optimizer,
+        components.wrapped_model,
+        components.optimizer,
         guard,
         loss=loss,
         lr=lr,
-        momentum=momentum(number, config.optim),
+        momentum=momentum(index, config.optim),
         gradient_clip=config.optim.gradient_clip,
     )
     if not is_applied and guard.in_a_row:
-        first = parts.schedule.first_token(number)
-        guard.report(step=number, first_token=first, tokens=target_count, loss=loss, grad_norm=norm)
+        first = components.schedule.first_token(index)
+        guard.report(step=index, first_token=first, tokens=target_count, loss=loss, grad_norm=norm)
     state.step += 1
     state.tokens += target_count
     state.elapsed_seconds += time.perf_counter() - started
@@ -207,10 +207,10 @@ def _agree(loss_sum: torch.Tensor, signal: int, ranks: Ranks, device: str) -> tu
     return loss, stops > 0, interrupts > 0
 
 
-def _evaluate(parts: Parts, ranks: Ranks, stop_at_loss: float) -> tuple[ValidationLoss, bool]:
+def _evaluate(components: TrainingComponents, ranks: Ranks, stop_at_loss: float) -> tuple[ValidationLoss, bool]:
     """Return the validation loss and whether it is the lowest so far; record it and its time in the state."""
-    state, started = parts.state, time.perf_counter()
-    validation = validate(parts, ranks)
+    state, started = components.state, time.perf_counter()
+    validation = validate(components, ranks)
     state.evaluation_seconds += time.perf_counter() - started
     stop_unless_finite(validation.loss, step=state.step)
     is_best = state.best_loss is None or validation.loss < state.best_loss
@@ -220,11 +220,11 @@ def _evaluate(parts: Parts, ranks: Ranks, stop_at_loss: float) -> tuple[Validati
     return validation, is_best
 
 
-def validate(parts: Parts | Loaded, ranks: Ranks) -> ValidationLoss:
+def validate(components: TrainingComponents | LoadedRun, ranks: Ranks) -> ValidationLoss:
     """Return the loss on the validation windows."""
-    runtime, data = parts.runtime, parts.data
+    runtime, data = components.runtime, components.data
     return evaluate_loss(
-        parts.model,
+        components.model,
         data.validation,
         data.bytes_per_token,
         batch_size=runtime.micro_batch_size,
@@ -234,7 +234,7 @@ def validate(parts: Parts | Loaded, ranks: Ranks) -> ValidationLoss:
     )
 
 
-def _already_finished(run: RunDirectory, loaded: Loaded, ranks: Ranks) -> Outcome:
+def _already_finished(run: RunDirectory, loaded: LoadedRun, ranks: Ranks) -> Outcome:
     """Evaluate a run that has no steps left."""
     state, steps = loaded.state, loaded.runtime.steps
     remedy = "raise --steps to continue"
@@ -244,23 +244,25 @@ def _already_finished(run: RunDirectory, loaded: Loaded, ranks: Ranks) -> Outcom
     return Outcome(run=run.path, step=state.step, validation=validate(loaded, ranks))
 
 
-def save(run: RunDirectory, config: RunConfig, parts: Parts, validation: ValidationLoss | None) -> None:
+def save(
+    run: RunDirectory, config: RunConfig, components: TrainingComponents, validation: ValidationLoss | None
+) -> None:
     """Commit a checkpoint of the present state, then delete the checkpoints that are not kept."""
-    check_weights(parts.model, step=parts.state.step)
-    scaler = parts.wrapped_model.scaler
-    parts.state.scaler = scaler.state_dict() if scaler is not None else {}
+    check_weights(components.model, step=components.state.step)
+    scaler = components.wrapped_model.scaler
+    components.state.scaler = scaler.state_dict() if scaler is not None else {}
     checkpoint.save(
         run,
-        step=parts.state.step,
-        model=parts.model,
-        optimizer_state=state_tensors(parts.optimizer, parts.model),
-        state=dataclasses.asdict(parts.state),
-        runtime=dataclasses.asdict(parts.runtime),
+        step=components.state.step,
+        model=components.model,
+        optimizer_state=state_tensors(components.optimizer, components.model),
+        state=dataclasses.asdict(components.state),
+        runtime=dataclasses.asdict(components.runtime),
         config_toml=config_toml(config),
-        tokenizer=parts.data.tokenizer,
-        data_fingerprint=parts.data.train.fingerprint,
+        tokenizer=components.data.tokenizer,
+        data_fingerprint=components.data.train.fingerprint,
         val_loss=validation.loss if validation is not None else None,
-        adapter=parts.adapter,
+        adapter=components.adapter,
     )
     checkpoint.prune(run, keep_last=config.train.keep_last)
 

@@ -14,7 +14,7 @@ from quillgpt.evaluate.loss import ValidationLoss
 from quillgpt.model.sizes import flops_per_token
 from quillgpt.run_dir import RunDirectory, append_metrics
 from quillgpt.runtime import peak_flops, peak_memory_bytes
-from quillgpt.training.setup import Parts
+from quillgpt.training.setup import TrainingComponents
 from quillgpt.training.step import StepResult
 from quillgpt.training.track import start_tracker
 
@@ -26,17 +26,17 @@ Line = dict[str, Any]
 class Metrics:
     """Makes the metrics line of each step and writes those that are logged; only the main process writes."""
 
-    def __init__(self, run: RunDirectory, config: RunConfig, parts: Parts, ranks: Ranks) -> None:
-        runtime = parts.runtime
+    def __init__(self, run: RunDirectory, config: RunConfig, components: TrainingComponents, ranks: Ranks) -> None:
+        runtime = components.runtime
         self._path = run.metrics
         self._device = torch.device(runtime.device)
-        self._flops_per_token = flops_per_token(parts.model.config, config.lora.lora_rank)
+        self._flops_per_token = flops_per_token(components.model.config, config.lora.lora_rank)
         self._peak_flops = peak_flops(self._device, runtime.dtype) * runtime.world_size
         self._is_main_process = ranks.is_main_process
         self._has_lost_a_line = False
-        self._state = parts.state
+        self._state = components.state
         self._last: Line = {}
-        self._last_seconds, self._last_tokens = parts.state.elapsed_seconds, parts.state.tokens
+        self._last_seconds, self._last_tokens = components.state.elapsed_seconds, components.state.tokens
         self._tracker = start_tracker(
             config.train.track if ranks.is_main_process else "none",
             project=config.train.track_project,

@@ -180,8 +180,8 @@ def runtime_table(
         ("attention", model.attention, reasons["attention"]),
         ("compile", "on" if runtime.compile else "off", reasons["compile"]),
     ]
-    if state.batch_size_changes:
-        first_steps, sizes = zip((0, state.batch_size), *state.batch_size_changes, strict=True)
+    if state.global_batch_size_changes:
+        first_steps, sizes = zip((0, state.global_batch_size), *state.global_batch_size_changes, strict=True)
         steps = ", ".join(f"{step:,}" for step in first_steps)
         ramp = " to ".join(f"{size:,}" for size in sizes)
         rows.insert(3, ("ramp", f"{ramp} sequences", f"in a step, from steps {steps}"))

@@ -134,7 +134,7 @@ def open_data(config: RunConfig, init_model: Source | None, ranks: Ranks, screen
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class LoadedRun:
     """What a run starts from: a new model, another project's weights, or its own newest intact checkpoint."""
 
     checkpoint: Checkpoint | None
@@ -156,7 +156,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class TrainingComponents:
     """What the loop works with. compile_seconds: time to compile the step; 0 without torch.compile."""
 
     runtime: Runtime
@@ -171,7 +171,7 @@ class Parts:
     compile_seconds: float = 0.0
 
 
-def load(run: RunDirectory, config: RunConfig, runtime: Runtime, ranks: Ranks, screen: Screen) -> Loaded:
+def load(run: RunDirectory, config: RunConfig, runtime: Runtime, ranks: Ranks, screen: Screen) -> LoadedRun:
     """Open the data and the model; with a checkpoint, its state and the runtime it was saved with."""
     found = checkpoint.newest_intact(run)
     if found is not None and config.train.fresh:
@@ -198,7 +198,7 @@ def load(run: RunDirectory, config: RunConfig, runtime: Runtime, ranks: Ranks, s
     set_up_torch(runtime.device, threads=runtime.threads, matmul_precision=runtime.matmul_precision)
     model_config = dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size)
     model, adapter = initial_model(config, model_config, runtime.device, init_model, found)
-    return Loaded(checkpoint=found, data=data, model=model, adapter=adapter, state=state, runtime=runtime)
+    return LoadedRun(checkpoint=found, data=data, model=model, adapter=adapter, state=state, runtime=runtime)
 
 
 def _check_same_step(run: RunDirectory, state: TrainState, runtime: Runtime, ranks: Ranks) -> None:
@@ -209,7 +209,9 @@ def _check_same_step(run: RunDirectory, state: TrainState, runtime: Runtime, ran
         raise CheckpointError(f"{run.path}: {found}; put --out where all nodes see the same files")
 
 
-def build(run: RunDirectory, config: RunConfig, loaded: Loaded, calibration: Calibration, ranks: Ranks) -> Parts:
+def build(
+    run: RunDirectory, config: RunConfig, loaded: LoadedRun, calibration: Calibration, ranks: Ranks
+) -> TrainingComponents:
     """Optimizer, step and loader for the frozen runtime, with the saved optimizer state; write the run's records."""
     model, state, data, runtime = loaded.model, loaded.state, loaded.data, calibration.runtime
     _plan_batches(state, config.train.batch_ramp, runtime)
@@ -221,7 +223,7 @@ def build(run: RunDirectory, config: RunConfig, loaded: Loaded, calibration: Cal
             wrapped_model.scaler.load_state_dict(state.scaler)
     length = config.model.context_length
     schedule = state.schedule(length)
-    parts = Parts(
+    components = TrainingComponents(
         runtime=runtime,
         data=data,
         model=model,
@@ -234,21 +236,25 @@ def build(run: RunDirectory, config: RunConfig, loaded: Loaded, calibration: Cal
         compile_seconds=calibration.compile_seconds,
     )
     if ranks.is_main_process:
-        _write_records(run, config, parts)
-    return parts
+        _write_records(run, config, components)
+    return components
 
 
 def _plan_batches(state: TrainState, ramp: str, runtime: Runtime) -> None:
     """Keep the batch sizes of past steps and plan those of the steps to come."""
-    done = [(0, state.batch_size), *((step, size) for step, size in state.batch_size_changes)] if state.step else []
+    done = (
+        [(0, state.global_batch_size), *((step, size) for step, size in state.global_batch_size_changes)]
+        if state.step
+        else []
+    )
     planned = batch_plan(ramp, batch_size=runtime.global_batch_size, steps=runtime.steps)
-    (_, state.batch_size), *changes = merged_plan(done, planned, state.step)
-    state.batch_size_changes = [list(stage) for stage in changes]
+    (_, state.global_batch_size), *changes = merged_plan(done, planned, state.step)
+    state.global_batch_size_changes = [list(stage) for stage in changes]
 
 
-def _write_records(run: RunDirectory, config: RunConfig, parts: Parts) -> None:
+def _write_records(run: RunDirectory, config: RunConfig, components: TrainingComponents) -> None:
     """Write config.toml and environment.json, and cut the metrics back to the step that the run continues from."""
-    data, runtime = parts.data, parts.runtime
+    data, runtime = components.data, components.runtime
     environment = {
         "command": sys.argv,
         "commit": _commit(),
@@ -259,9 +265,9 @@ def _write_records(run: RunDirectory, config: RunConfig, parts: Parts) -> None:
         "system": platform.platform(),
         "processor": cpu_name(),
         "runtime": dataclasses.asdict(runtime),
-        "parameters": parameter_count(parts.model.config),
+        "parameters": parameter_count(components.model.config),
         "steps": runtime.steps,
-        "compile_seconds": parts.compile_seconds,
+        "compile_seconds": components.compile_seconds,
         "data": {
             "directory": str(data.directory),
             "fingerprint": data.train.fingerprint,
@@ -276,7 +282,7 @@ def _write_records(run: RunDirectory, config: RunConfig, parts: Parts) -> None:
     files.write_text(run.config, config_toml(config))
     files.write_json(run.environment, environment)
     if run.metrics.exists():
-        cut_metrics(run.metrics, parts.state.step)
+        cut_metrics(run.metrics, components.state.step)
 
 
 def _commit() -> str:

@@ -35,7 +35,8 @@ RUNTIME_SETTINGS = {
 class TrainState:
     """The progress of a run. Scalars only: everything random is derived from the seed.
 
-    batch_size: sequences in the first step over all ranks. batch_size_changes: [first step, batch size] of each change.
+    global_batch_size: sequences in the first step over all ranks. global_batch_size_changes: [first step, sequences] of
+    each change.
     """
 
     step: int = 0
@@ -44,8 +45,8 @@ class TrainState:
     evaluation_seconds: float = 0.0
     has_reached_loss: bool = False
     non_finite_in_a_row: int = 0
-    batch_size: int = 0
-    batch_size_changes: list[list[int]] = field(default_factory=list)
+    global_batch_size: int = 0
+    global_batch_size_changes: list[list[int]] = field(default_factory=list)
     tokens: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
     unlogged_loss: float = 0.0
@@ -68,8 +69,8 @@ class TrainState:
 
     def schedule(self, context_length: int) -> BatchSchedule:
         """The batch size of every step, past and planned."""
-        changes = tuple((step, size) for step, size in self.batch_size_changes)
-        return BatchSchedule(context_length=context_length, batch_size=self.batch_size, changes=changes)
+        changes = tuple((step, size) for step, size in self.global_batch_size_changes)
+        return BatchSchedule(context_length=context_length, global_batch_size=self.global_batch_size, changes=changes)
 
 
 def read_state(checkpoint: Checkpoint) -> TrainState:

@@ -5,10 +5,10 @@ from pathlib import Path
 from quillgpt.config import flatten, group_of
 from quillgpt.lab.compare.groups import NOT_THE_EXPERIMENT, common_name, differing, differing_machines, grouped, letters
 from quillgpt.lab.run_record import read_run
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from synthetic_runs import write_group, write_run
 
-DEBUG = flatten(load_recipe("debug"))
+DEBUG = flatten(recipe_config("debug"))
 RUNTIME = {"batch_tokens", "batch_size", "gradient_accumulation_steps", "minutes", "steps", "vocab_size"} | {
     *("eval_tokens", "eval_iters", "dtype", "compile"),
     *(name for name, group in group_of().items() if group == "data"),

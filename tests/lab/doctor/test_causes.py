@@ -14,7 +14,7 @@ from quillgpt.lab.doctor.causes import CAUSES, batches
 from quillgpt.lab.doctor.observe import CERTAINTIES, Observed
 from quillgpt.lab.doctor.probe import Batches, Frequencies, Probe, ValidationScores
 from quillgpt.lab.run_record import RunRecord
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 
 LINES = 60
 STEPS = 10 * np.arange(1, LINES + 1)
@@ -66,7 +66,7 @@ def observed(
     lines = [{name: column[i] for name, column in table.items() if column[i] is not None} for i in range(LINES)]
     record = RunRecord(
         path=Path("runs/x"),
-        config=load_recipe("debug", **(settings or {})),
+        config=recipe_config("debug", **(settings or {})),
         environment=environment or {"data": {"train_tokens": 100_000}},
         lines=lines,
         evaluations=[],

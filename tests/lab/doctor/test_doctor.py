@@ -28,7 +28,7 @@ from quillgpt.lab.doctor.causes import CAUSES
 from quillgpt.lab.doctor.diagnose import Diagnosis
 from quillgpt.lab.doctor.probe import tokens_from
 from quillgpt.model.gpt import GPT
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from quillgpt.training.loop import train
 from quillgpt.training.screen import Screen
 from quillgpt.training.setup import open_data
@@ -56,7 +56,7 @@ def one_earlier(loader: BatchLoader, step: int, rank: int = 0, world_size: int =
 
 def in_order(loader: BatchLoader, step: int, rank: int = 0, world_size: int = 1) -> Batch:
     """The fault: sequences in file order."""
-    length, rows = loader._context_length, loader._schedule.batch_size_at(step)
+    length, rows = loader._context_length, loader._schedule.global_batch_size_at(step)
     tokens = np.concatenate([np.asarray(shard) for shard in loader._tokens]).astype(np.int64)
     begin = loader._schedule.first_token(step)
     window = torch.from_numpy(tokens[begin : begin + rows * length + 1])
@@ -164,7 +164,7 @@ def test_tokens_are_read_in_file_order_around_the_end() -> None:
 def test_the_debug_recipe_is_inside_its_shipped_band(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     band = next(band for band in shipped_bands() if band.recipe == "debug")
     monkeypatch.chdir(tmp_path)
-    config = load_recipe("debug", out="runs/debug", device="cpu", threads=1, steps=100, decay_steps=200, eval_every=0)
+    config = recipe_config("debug", out="runs/debug", device="cpu", threads=1, steps=100, decay_steps=200, eval_every=0)
     data = open_data(config, None, Ranks(), Screen())
     if data.train.fingerprint != band.fingerprint:
         pytest.skip(f"the band is of another standard library: {band.data}, here {platform.python_version()}")

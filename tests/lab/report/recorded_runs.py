@@ -7,7 +7,7 @@ from typing import Any
 
 from quillgpt.lab.report.page import Report
 from quillgpt.lab.report.runs import read_runs
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 from quillgpt.run_dir import config_toml
 
 Line = dict[str, Any]
@@ -79,7 +79,7 @@ def make_run(
 ) -> Path:
     """A run directory: `lines` of metrics, the `record` of environment.json ({}: no file), samples by step."""
     path.mkdir(parents=True)
-    (path / "config.toml").write_text(config_toml(load_recipe("debug", **{"steps": 40} | settings)))
+    (path / "config.toml").write_text(config_toml(recipe_config("debug", **{"steps": 40} | settings)))
     lines = metrics() if lines is None else lines
     (path / "metrics.jsonl").write_text("".join(json.dumps(_as_written(line)) + "\n" for line in lines))
     if record != {}:

@@ -20,7 +20,7 @@ from quillgpt.lab.report.plot import Kind, Plot
 from quillgpt.lab.report.runs import distinct_labels
 from quillgpt.lab.report.tables import overview, validations_table
 from quillgpt.lab.report.text import with_error
-from quillgpt.recipes import load_recipe
+from quillgpt.recipes import recipe_config
 
 
 def plots(report: Report) -> dict[str, Plot]:
@@ -41,7 +41,7 @@ def test_a_trained_run_has_a_sentence_a_table_and_cards(tmp_path: Path, monkeypa
     (tmp_path / "text" / "a.txt").write_text("the cat sat on the mat\n" * 300)
     settings = {"source": "text", "path": "text", "steps": 4, "log_every": 1, "eval_every": 2, "n_embd": 16}
     outcome = quillgpt.train(
-        load_recipe("debug", **settings, out="runs/first", device="cpu", threads=1, sample_every=2)
+        recipe_config("debug", **settings, out="runs/first", device="cpu", threads=1, sample_every=2)
     )
     report = report_of(Path("runs/first"))
     assert "was trained on a folder of text, tokenized into bytes, for 4 steps (4,096 tokens" in report.lead

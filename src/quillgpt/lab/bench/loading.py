@@ -106,7 +106,7 @@ class _LoaderSide:
         self.train, self.tokenizer, self.rows = data.train, data.tokenizer, runtime.global_batch_size
         self.token_bytes = data.train.shards[0].tokens.dtype.itemsize
         length = config.model.context_length
-        schedule = BatchSchedule(context_length=length, batch_size=runtime.global_batch_size)
+        schedule = BatchSchedule(context_length=length, global_batch_size=runtime.global_batch_size)
         self._loader = BatchLoader(data.train, context_length=length, schedule=schedule, seed=config.train.seed)
         self._step = 0
 

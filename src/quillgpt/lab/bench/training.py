@@ -27,7 +27,7 @@ from quillgpt.training.calibrate import calibrate
 from quillgpt.training.loop import every, one_step
 from quillgpt.training.metrics import Metrics
 from quillgpt.training.screen import Screen
-from quillgpt.training.setup import Parts, build, check_menus, load, opened_run
+from quillgpt.training.setup import TrainingComponents, build, check_menus, load, opened_run
 from quillgpt.training.step import Guard
 
 TOKENS = "tokens"
@@ -119,7 +119,12 @@ class TrainingSide:
     """A run that takes steps in its turn; a `Side` of `measure_in_turns`."""
 
     def __init__(
-        self, config: RunConfig, parts: Parts, metrics: Metrics, monitor: AttentionMonitor, watch: BandWatch
+        self,
+        config: RunConfig,
+        parts: TrainingComponents,
+        metrics: Metrics,
+        monitor: AttentionMonitor,
+        watch: BandWatch,
     ) -> None:
         self.config, self.parts, self.runtime, self.model = config, parts, parts.runtime, parts.model.config
         self._metrics, self._monitor, self._watch = metrics, monitor, watch
@@ -207,7 +212,7 @@ class TrainingSide:
 
 
 @contextlib.contextmanager
-def timed_calls(parts: Parts, timer: Timer) -> Iterator[Parts]:
+def timed_calls(parts: TrainingComponents, timer: Timer) -> Iterator[TrainingComponents]:
     """In the block, time reading a batch, the forward pass with the loss, and the optimizer's step."""
 
     def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:

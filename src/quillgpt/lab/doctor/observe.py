@@ -204,15 +204,15 @@ def logged_batches(
     """
     state = found.read_json(STATE)
     context_length = record.config.model.context_length
-    changes = tuple((step, rows) for step, rows in state.get("batch_size_changes", ()))
+    changes = tuple((step, rows) for step, rows in state.get("global_batch_size_changes", ()))
     schedule = BatchSchedule(
-        context_length=context_length, batch_size=max(1, state.get("batch_size", 0)), changes=changes
+        context_length=context_length, global_batch_size=max(1, state.get("global_batch_size", 0)), changes=changes
     )
     loader = BatchLoader(train, context_length=context_length, schedule=schedule, seed=record.config.train.seed)
     lines = [line for line in record.lines if found.step // 3 < line["step"] <= found.step]
     finite = [line for line in lines if math.isfinite(line["train_loss"])][-LOGGED_BATCHES:]
     logged = [(line["step"], schedule.first_token(line["step"] - 1), float(line["train_loss"])) for line in finite]
-    tokens = sum(schedule.batch_size_at(step - 1) for step, _, _ in logged) * context_length
+    tokens = sum(schedule.global_batch_size_at(step - 1) for step, _, _ in logged) * context_length
     reason = ""
     if len(logged) < FEWEST_BATCHES:
         between = f"between step {found.step // 3:,} and the checkpoint's, {found.step:,}"

@@ -1,7 +1,7 @@
 """Make the model in the package: train the recipe quill-python, pack its weights in bf16, evaluate them.
 
-    python benchmarks/model_in_the_box.py                              # everything; continues where it stopped
-    python benchmarks/model_in_the_box.py --run runs/quill-python      # only pack a run that is finished
+    python benchmarks/bundled_model.py                              # everything; continues where it stopped
+    python benchmarks/bundled_model.py --run runs/quill-python      # only pack a run that is finished
 
 The validation loss in the model card is that of the packed bf16 weights, read back from their file. Nothing of the
 training text goes into the package.
@@ -16,7 +16,7 @@ import torch
 
 import quillgpt
 from quillgpt import checkpoint, files
-from quillgpt.checkpoint.load import DIRECTORY, IN_THE_BOX
+from quillgpt.checkpoint.load import BUNDLED_MODEL, DIRECTORY
 from quillgpt.evaluate.loss import ValidationLoss, evaluate_loss
 from quillgpt.evaluate.text import compressor_bits_per_byte, split_text
 from quillgpt.model.sizes import parameter_count
@@ -33,19 +33,19 @@ def main(run: str = "") -> None:
     Args:
         run: a finished run, instead of training one
     """
-    directory = Path(run or f"runs/{IN_THE_BOX}")
+    directory = Path(run or f"runs/{BUNDLED_MODEL}")
     if not run:
-        quillgpt.train(quillgpt.load_recipe(IN_THE_BOX, out=str(directory)))
+        quillgpt.train(quillgpt.load_recipe(BUNDLED_MODEL, out=str(directory)))
     found = checkpoint.find(directory)
     pack(found, DIRECTORY)
-    config = quillgpt.load_recipe(IN_THE_BOX)
+    config = quillgpt.load_recipe(BUNDLED_MODEL)
     data = measuring.data_of(config)
     model, _ = quillgpt.load_model(DIRECTORY)
     loss = evaluate_loss(model, data.validation, data.bytes_per_token, batch_size=16, device="cpu", dtype=torch.float32)
     files.write_text(DIRECTORY / CARD, card(directory, loss, data))
     size = (DIRECTORY / checkpoint.MODEL).stat().st_size
     if size > LARGEST_BYTES:
-        raise SystemExit(f"{size:,} bytes of weights; at most {LARGEST_BYTES:,} go into the box")
+        raise SystemExit(f"{size:,} bytes of weights; at most {LARGEST_BYTES:,} are bundled")
     print((DIRECTORY / CARD).read_text())
 
 
@@ -75,14 +75,14 @@ def card(run: Path, loss: ValidationLoss, data: Data) -> str:
     shape = model.config
     size = f"{shape.n_layer} layers, {shape.n_embd} wide, {shape.n_head} heads, vocabulary {shape.vocab_size:,}"
     minutes = last["elapsed_seconds"] / 60
-    return f"""# {IN_THE_BOX}: the model in the box
+    return f"""# {BUNDLED_MODEL}: the bundled model
 
 A small GPT that has read Python's standard library and nothing else. It knows what Python looks like; it does not know
-what a program is for. `quill sample {IN_THE_BOX} -p "def main"` writes with it, and so does `quill sample` alone where
-there is no run.
+what a program is for. `quill sample {BUNDLED_MODEL} -p "def main"` writes with it, and so does `quill sample` alone
+where there is no run.
 
 - Shape: {size}, context {shape.context_length}; {parameter_count(shape):,} parameters, in bf16.
-- Made by `python benchmarks/model_in_the_box.py`, with the recipe `{IN_THE_BOX}` (config.toml has every setting), at
+- Made by `python benchmarks/bundled_model.py`, with the recipe `{BUNDLED_MODEL}` (config.toml has every setting), at
   commit {measuring.commit()}, torch {torch.__version__}, {cpu_name()}, {available_cores()} cores.
 - Trained {found.step:,} steps, {last["tokens"]:,} tokens, {minutes:.0f} minutes.
 - Validation, on files it was not trained on: {loss.loss:.4f} nats per token, {loss.bits_per_byte:.4f} bits per byte.

@@ -9,7 +9,7 @@ import torch
 
 import quillgpt
 from quillgpt import checkpoint
-from quillgpt.checkpoint.load import DIRECTORY, IN_THE_BOX
+from quillgpt.checkpoint.load import BUNDLED_MODEL, DIRECTORY
 from quillgpt.cli.main import run as command
 from quillgpt.errors import CheckpointError, ConfigError
 
@@ -29,14 +29,14 @@ def test_it_has_weights_tokenizer_recipe_and_card_in_four_megabytes_as_its_manif
 
 
 def test_it_was_made_by_the_recipe_of_its_name() -> None:
-    made, recipe = quillgpt.load_recipe(str(DIRECTORY / "config.toml")), quillgpt.load_recipe(IN_THE_BOX)
+    made, recipe = quillgpt.load_recipe(str(DIRECTORY / "config.toml")), quillgpt.load_recipe(BUNDLED_MODEL)
     assert (made.model, made.optim) == (recipe.model, recipe.optim)
     assert checkpoint.read_checkpoint(DIRECTORY).manifest["model"]["vocab_size"] == recipe.model.vocab_size
 
 
 def test_it_predicts_unseen_python_about_as_well_as_its_card_says_and_writes_python() -> None:
     """The card's figure is of the standard library, so this file's loss is only close to it."""
-    model, tokenizer = quillgpt.load_model(IN_THE_BOX)
+    model, tokenizer = quillgpt.load_model(BUNDLED_MODEL)
     tokens = torch.tensor([tokenizer.encode(Path(__file__).read_text())[: model.config.context_length + 1]])
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(model(tokens[:, :-1])[0], tokens[0, 1:]).item()
@@ -55,16 +55,16 @@ def test_commands_use_it_without_a_run_or_by_its_name(tmp_path: Path, capsys: py
     assert "no run in runs/ yet: using quill-python" in captured.err
     assert not list(tmp_path.iterdir())
     Path("text.py").write_text("def add(a, b):\n    return a + b\n" * 20)
-    assert command(["eval", IN_THE_BOX, "--data", "text.py", "--json"]) == 0
+    assert command(["eval", BUNDLED_MODEL, "--data", "text.py", "--json"]) == 0
     (result,) = json.loads(capsys.readouterr().out)
     assert 0 < result["scores"]["loss"] < 3
 
 
 def test_an_ambiguous_or_misspelt_name_is_refused(tmp_path: Path) -> None:
-    (tmp_path / IN_THE_BOX).mkdir()
+    (tmp_path / BUNDLED_MODEL).mkdir()
     with pytest.raises(ConfigError, match=r"also something in this directory; write \./quill-python"):
-        quillgpt.load_model(IN_THE_BOX)
+        quillgpt.load_model(BUNDLED_MODEL)
     with pytest.raises(CheckpointError, match="no intact checkpoint"):
-        quillgpt.load_model(f"./{IN_THE_BOX}")
+        quillgpt.load_model(f"./{BUNDLED_MODEL}")
     with pytest.raises(CheckpointError, match="did you mean quill-python"):
         quillgpt.load_model("quil-python")
