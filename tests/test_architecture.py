@@ -14,7 +14,7 @@ FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("
 TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 LAYERS = (  # from the lowest to the highest: an import goes down or stays in its part
     {"errors", "openmp", "progress", "ascii_plot"},
-    {"config"},
+    {"config", "records"},
     {"distributed", "files", "recipes"},
     {"run_dir"},
     {"tokenizer", "model", "optim"},

@@ -1,6 +1,7 @@
 """Errors that the user can fix: each has a one-line message (what, where, got, expected, remedy) and an exit code."""
 
 import difflib
+import errno
 import importlib
 import math
 import re
@@ -147,3 +148,22 @@ def import_optional(module: str, *, extra: str) -> Any:
     except ImportError:
         package = module.partition(".")[0]
         raise ConfigError(f"{package} is not installed: pip install 'quillgpt[{extra}]'") from None
+
+
+ADVICE = {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "choose a place that can be written",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOMEM: "free some memory, then run the command again",
+    errno.ELOOP: "correct its symbolic links",
+    errno.EIO: "check the disk, then run the command again",
+    errno.ESTALE: "mount it again, then run the command again",
+}
+
+
+def advice(error: OSError, alternative: str = "") -> str:
+    """Return `; ` and what a user can do about an error of the system; "" where nothing general helps."""
+    remedies = [remedy for remedy in (ADVICE.get(error.errno or 0), alternative) if remedy]
+    return "; " + ", or ".join(remedies) if remedies else ""

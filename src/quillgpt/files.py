@@ -7,26 +7,32 @@ SIGBUS. A failure raises a `DiskError` with the path and the free space, and rem
 
 import contextlib
 import errno
+import functools
 import glob
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from quillgpt.errors import DiskError, LockedError
+from quillgpt.errors import DiskError, LockedError, advice
 
 try:
     import fcntl
 except ImportError:  # Windows has no flock; the lock file only names the process
     fcntl = None  # type: ignore[assignment]
 
+logger = logging.getLogger(__name__)
+
 TEMPORARY_PREFIX = ".tmp-"
 CHUNK_BYTES = 1 << 22
+NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -35,17 +41,17 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DiskError(f"{path}: cannot write: {error.strerror or error}; {_remedy(error, path)}") from error
+        raise DiskError(f"{path}: cannot write: {error.strerror or error}{_remedy(error, path)}") from error
 
 
 def _remedy(error: OSError, path: Path) -> str:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return "choose another --out"
+        return advice(error, "choose another --out")
     existing = next((parent for parent in [path, *path.absolute().parents] if parent.is_dir()), Path("/"))
     try:
-        return f"{shutil.disk_usage(existing).free / 1e6:,.0f} MB free there; free some or choose another --out"
+        return f"; {shutil.disk_usage(existing).free / 1e6:,.0f} MB free there; free some or choose another --out"
     except OSError:
-        return "free some space there or choose another --out"
+        return "; free some space there or choose another --out"
 
 
 class HashedFile:
@@ -155,9 +161,24 @@ def make_directory(path: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a log."""
-    with disk_errors(path), path.open("ab") as file:
-        file.write(line.encode() + b"\n")
+    """Append one line to a log, after the end of the line before even if that was cut short."""
+    with disk_errors(path):
+        _refuse_foreign(path)
+        with path.open("a+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            content = (b"" if file.read(1) in (b"", b"\n") else b"\n") + line.encode() + b"\n"
+            while content:
+                content = content[file.write(content) :]
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse to write into a link, a pipe or a device, which may belong to something else; a missing file is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        kind = stat.S_IFMT(path.lstat().st_mode)
+        if kind != stat.S_IFREG:
+            what = "a symbolic link" if kind == stat.S_IFLNK else "not a regular file"
+            raise DiskError(f"{path}: {what}; nothing is written through it: remove it, or choose another --out")
 
 
 def remove_file(path: Path) -> None:
@@ -167,8 +188,14 @@ def remove_file(path: Path) -> None:
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory; it is first renamed, so that `remove_leftovers` finishes an interrupted deletion."""
+    """Delete a directory; it is first renamed, so that `remove_leftovers` finishes an interrupted deletion.
+
+    Of a link to a directory only the link is deleted.
+    """
     with disk_errors(path):
+        if path.is_symlink():
+            path.unlink()
+            return
         leftover = _temporary(path)
         os.replace(path, leftover)
         shutil.rmtree(leftover)
@@ -185,30 +212,48 @@ def remove_leftovers(directory: Path, *, of: str = "") -> None:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, *, waits: bool = False) -> Iterator[None]:
     """Hold the directory's lock during the block; if another process holds it, a `LockedError` names that process.
 
-    The kernel releases the lock when the process ends, so there are no stale locks.
+    waits: wait for the other process instead. The kernel releases the lock when the process ends, so there are no stale
+    locks. On a file system without locks the block runs unlocked, with a warning.
     """
     path = directory / ".lock"
     with disk_errors(path):
+        _refuse_foreign(path)
         file = path.open("a+b", buffering=0)  # a buffer that cannot be written would be tried again on closing
     with file:
         with disk_errors(path):
-            try:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _lock(file, waits=False):
                 file.seek(0)
                 holder = file.read().decode(errors="replace").strip() or "another process"
-                raise LockedError(f"{directory} is in use by {holder}; wait for it or choose another --out") from None
+                if not waits:
+                    raise LockedError(f"{directory} is in use by {holder}; wait for it or choose another --out")
+                logger.info("waiting for %s, which is at work in %s", holder, directory)
+                _lock(file, waits=True)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 
+def _lock(file: BinaryIO, *, waits: bool) -> bool:
+    """Lock the file until it is closed; False if another process holds the lock."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, *NOT_SUPPORTED):
+            raise
+        name = Path(file.name).parent
+        logger.warning("%s: this file system has no locks; do not start two commands on this directory", name)
+    return True
+
+
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's content."""
+    """Hex SHA-256 of a file's content; a read error is an `OSError`."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -224,7 +269,7 @@ def _synced_file(path: Path) -> Iterator[HashedFile]:
         with file:
             yield HashedFile(file)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno(), path)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -235,9 +280,21 @@ def _sync_directory(path: Path) -> None:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not sync a directory
-            raise
+        _sync(descriptor, path, warns=False)  # several network file systems do not sync a directory
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int, path: Path, *, warns: bool = True) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        if warns:
+            _warn_once(f"{path.parent}: this file system cannot sync files; a power failure may lose the latest ones")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
