@@ -180,5 +180,5 @@ def test_from_python_it_is_the_same(timed: str) -> None:
     for depth in (-1, 0, "6", 6.0, True):
         with pytest.raises(ConfigError, match=r"^invalid depth: "):
             recipe_config(timed, depth=depth)
-    with pytest.raises(ConfigError, match=r"^recipe_config: invalid n_head: '2' \(must be an integer\)"):
+    with pytest.raises(ConfigError, match=r"^load_recipe: invalid n_head: '2' \(must be an integer\)"):
         recipe_config(timed, depth=6, n_head="2")

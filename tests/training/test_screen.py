@@ -71,7 +71,7 @@ def test_the_runtime_is_shown_with_its_reasons_the_ramp_and_what_lora_trains() -
         assert "LoRA" not in text
     # LoRA: 2 * (in + out), for layers of 16 to 48, 16 to 16, 16 to 64 and 64 to 16
     text = Shown().run(
-        state=TrainState(step=30, batch_size=2, global_batch_size_changes=[[40, 4], [80, 8]]), lora_rank=2
+        state=TrainState(step=30, global_batch_size=2, global_batch_size_changes=[[40, 4], [80, 8]]), lora_rank=2
     )
     assert re.search(r"trained +512 parameters +LoRA of rank 2", text)
     assert re.search(r"ramp +2 to 4 to 8 .*steps 0, 40, 80", text)
