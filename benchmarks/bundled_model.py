@@ -7,6 +7,7 @@ The validation loss in the model card is that of the packed bf16 weights, read b
 training text goes into the package.
 """
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import safetensors.torch
 import torch
 
 import quillgpt
-from quillgpt import checkpoint, files
+from quillgpt import checkpoint, files, records
 from quillgpt.checkpoint.load import BUNDLED_MODEL, DIRECTORY
 from quillgpt.evaluate.loss import ValidationLoss, evaluate_loss
 from quillgpt.evaluate.text import compressor_bits_per_byte, split_text
@@ -57,12 +58,13 @@ def pack(found: checkpoint.Checkpoint, directory: Path) -> None:
         checkpoint.TOKENIZER: (found.path / checkpoint.TOKENIZER).read_bytes(),
         checkpoint.CONFIG: (found.path / checkpoint.CONFIG).read_bytes(),
     }
-    records = {}
+    written = {}
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         (directory / name).write_bytes(content)
-        records[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    files.write_json(directory / checkpoint.MANIFEST, {**found.manifest, "files": records})
+        written[name] = checkpoint.FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    manifest = dataclasses.replace(found.manifest, files=written)
+    files.write_json(directory / checkpoint.MANIFEST, records.seal(dataclasses.asdict(manifest)))
 
 
 def card(run: Path, loss: ValidationLoss, data: Data) -> str:

@@ -1,14 +1,16 @@
 """What tests ask of small runs: changed settings, metrics, tensors, and a kill in the middle of a step."""
 
+import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from quillgpt import checkpoint
+from quillgpt import checkpoint, records
 from quillgpt.checkpoint import Checkpoint
 from quillgpt.config import RunConfig, updated
 from quillgpt.evaluate.loss import ValidationLoss
@@ -46,6 +48,14 @@ def lines_of(config: RunConfig) -> list[dict[str, Any]]:
     return read_metrics(run_of(config).metrics)
 
 
+def reseal(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest as only someone who also renews its SHA-256 can."""
+    content = json.loads(path.read_text())
+    del content[records.SEAL]
+    change(content)
+    path.write_text(json.dumps(records.seal(content)))
+
+
 def column(config: RunConfig, name: str) -> list[Any]:
     """A column of the metrics, of the lines that have it."""
     return [line[name] for line in lines_of(config) if name in line]
@@ -54,7 +64,7 @@ def column(config: RunConfig, name: str) -> list[Any]:
 def tensors_of(config: RunConfig) -> dict[str, torch.Tensor]:
     """The trained weights and the optimizer state of the newest checkpoint."""
     found = newest(config)
-    return found.tensors(found.weights_file) | found.tensors(checkpoint.OPTIMIZER)
+    return found.tensors(found.manifest.weights_file) | found.tensors(checkpoint.OPTIMIZER)
 
 
 def weights_of(where: str | Path) -> dict[str, torch.Tensor]:

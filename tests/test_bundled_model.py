@@ -31,7 +31,7 @@ def test_it_has_weights_tokenizer_recipe_and_card_in_four_megabytes_as_its_manif
 def test_it_was_made_by_the_recipe_of_its_name() -> None:
     made, recipe = quillgpt.load_recipe(str(DIRECTORY / "config.toml")), quillgpt.load_recipe(BUNDLED_MODEL)
     assert (made.model, made.optim) == (recipe.model, recipe.optim)
-    assert checkpoint.read_checkpoint(DIRECTORY).manifest["model"]["vocab_size"] == recipe.model.vocab_size
+    assert checkpoint.read_checkpoint(DIRECTORY).manifest.model.vocab_size == recipe.model.vocab_size
 
 
 def test_it_predicts_unseen_python_about_as_well_as_its_card_says_and_writes_python() -> None:
@@ -64,7 +64,7 @@ def test_an_ambiguous_or_misspelt_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / BUNDLED_MODEL).mkdir()
     with pytest.raises(ConfigError, match=r"also something in this directory; write \./quill-python"):
         quillgpt.load_model(BUNDLED_MODEL)
-    with pytest.raises(CheckpointError, match="no intact checkpoint"):
+    with pytest.raises(CheckpointError, match="no checkpoint in it"):
         quillgpt.load_model(f"./{BUNDLED_MODEL}")
     with pytest.raises(CheckpointError, match="did you mean quill-python"):
         quillgpt.load_model("quil-python")

@@ -255,7 +255,7 @@ REFUSED = {
     "import os": "not a TOML file",
     "x = " + "[" * 100_000: "not a TOML file",
     "x = " + "1" * 5000: "not a TOML file",
-    "#" * (1 << 21): "too large for a recipe",
+    "#" * (1 << 21): "too large for a file of this kind",
 }
 
 
@@ -275,25 +275,25 @@ def test_what_is_not_a_readable_file_is_refused(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "loop.toml").symlink_to(tmp_path / "loop.toml")
     (tmp_path / "bytes.toml").write_bytes(b"out = '\xff'")
     for name, words in {
-        "folder.toml": "not a file",
-        "pipe.toml": "not a file",
+        "folder.toml": "a directory, expected a regular file",
+        "pipe.toml": "a named pipe",
         "/dev/zero": "no recipe",
         "link.toml": "no such recipe file",
         "missing.toml": "no such recipe file",
         "loop.toml": "cannot be read: Too many levels of symbolic links",
-        "bytes.toml": "not a TOML file: 'utf-8' codec can't decode byte 0xff in position 7",
+        "bytes.toml": "not UTF-8 at byte 7",
         ".": "no recipe",
         "x" * 5000: "no recipe",
         "x" * 5000 + ".toml": "cannot be read: File name too long",
     }.items():
         assert words in refusal(str(tmp_path / name)), name
 
-    def denied(*arguments: object, **options: object) -> str:
+    def denied(*arguments: object, **options: object) -> int:
         raise PermissionError(13, "Permission denied")
 
     path = recipe(tmp_path, "")
-    monkeypatch.setattr(Path, "read_text", denied)
-    assert refusal(path) == f"{path}: cannot be read: Permission denied"
+    monkeypatch.setattr(os, "open", denied)
+    assert refusal(path) == f"{path}: cannot be read: Permission denied; check its permissions"
 
 
 def test_code_in_a_recipe_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,14 @@ def test_types_and_unknown_fields_are_checked() -> None:
         name="a", loss=None, parts={"x": Inner(size=1)}
     )
     wrong = [{"name": 1}, {"loss": "1"}, {"parts": []}, {"parts": {"x": {}}}, {"parts": {"x": {"size": True}}}]
-    for change in [*wrong, {"sizes": [1, None]}, {"other": 1}, {"loss": True}, {"name": None}]:
+    for change in [
+        *wrong,
+        {"sizes": [1, None]},
+        {"other": 1},
+        {"parts": {"x": {"size": 1, "other": 2}}},
+        {"loss": True},
+        {"name": None},
+    ]:
         with pytest.raises(DataError, match=r"^a\.json: damaged: "):
             records.convert(good | change, Record, path, error=DataError)
     with pytest.raises(DataError, match="invalid lora_rank"):

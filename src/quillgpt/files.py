@@ -10,6 +10,7 @@ import errno
 import functools
 import glob
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -179,6 +180,16 @@ def _refuse_foreign(path: Path) -> None:
         if kind != stat.S_IFREG:
             what = "a symbolic link" if kind == stat.S_IFLNK else "not a regular file"
             raise DiskError(f"{path}: {what}; nothing is written through it: remove it, or choose another --out")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file to NAME.1, NAME.2, ..., the first that is free, and return it."""
+    with disk_errors(path):
+        names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+        free = next(name for name in names if not os.path.lexists(name))
+        os.replace(path, free)
+        _sync_directory(path.parent)
+    return free
 
 
 def remove_file(path: Path) -> None:

@@ -7,14 +7,16 @@ many bytes, other text than UTF-8, broken JSON, a wrong type, an unknown field) 
 
 import dataclasses
 import hashlib
+import io
 import json
+import math
 import os
 import re
 import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -32,7 +34,7 @@ FILE_KINDS |= dict.fromkeys((stat.S_IFCHR, stat.S_IFBLK), "a device")
 LONG_KEY = re.compile(rf"""(?:[\w"'-]+[ \t]*\.[ \t]*){{{MAX_KEY_WORDS},}}""")
 
 
-def open_regular(path: Path, error: type[QuillError]) -> BinaryIO:
+def open_regular(path: Path, error: type[QuillError]) -> io.BufferedReader:
     """Open a regular file for reading, without waiting for a pipe; a missing one is a `FileNotFoundError`."""
     try:
         descriptor = os.open(path, READ_FLAGS)
@@ -40,11 +42,17 @@ def open_regular(path: Path, error: type[QuillError]) -> BinaryIO:
         raise FileNotFoundError(f"{path}: no such file") from None
     except OSError as failure:
         raise unreadable(path, failure, error) from None
-    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-    if kind != stat.S_IFREG:
+    try:
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+        if kind != stat.S_IFREG:
+            raise error(f"{path}: {FILE_KINDS.get(kind, 'a special file')}, expected a regular file")
+        return os.fdopen(descriptor, "rb")
+    except OSError as failure:
         os.close(descriptor)
-        raise error(f"{path}: {FILE_KINDS.get(kind, 'a special file')}, expected a regular file")
-    return os.fdopen(descriptor, "rb")
+        raise unreadable(path, failure, error) from None
+    except QuillError:
+        os.close(descriptor)
+        raise
 
 
 def unreadable(path: Path, failure: OSError, error: type[QuillError]) -> QuillError:
@@ -80,7 +88,7 @@ def read_json(path: Path, *, error: type[QuillError], remedy: str = "", limit: i
 def parse_json(text: str, path: Path, *, error: type[QuillError], remedy: str = "") -> dict[str, Any]:
     """Return the JSON object in a text; `path` is where the text is from."""
     try:
-        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        content = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as failure:
         raise _damaged(path, f"not JSON: {failure}", error, remedy) from None
     if not isinstance(content, dict):
@@ -118,11 +126,25 @@ def convert(content: Any, kind: type[T], path: Path, *, error: type[QuillError],
         value = msgspec.convert(content, kind)
     except (msgspec.ValidationError, QuillError, TypeError) as failure:  # QuillError: of the class's own checks
         raise _damaged(path, str(failure), error, remedy) from None
-    if dataclasses.is_dataclass(kind) and (
-        unknown := content.keys() - {field.name for field in dataclasses.fields(kind)}
-    ):
-        raise _damaged(path, f"unknown field {shown(min(unknown))}", error, remedy)
+    if unknown := _unknown_field(content, value):
+        raise _damaged(path, f"unknown field {shown(unknown)}", error, remedy)
     return value
+
+
+def _unknown_field(content: Any, value: Any) -> str:
+    """The name of a field, at any depth, that the content has and its dataclass has not; "" if there is none."""
+    if isinstance(value, list | tuple):
+        pairs = list(zip(content, value, strict=True))
+    elif isinstance(value, dict):
+        pairs = [(content[name], entry) for name, entry in value.items()]
+    elif dataclasses.is_dataclass(value):
+        names = {field.name for field in dataclasses.fields(value)}
+        if unknown := content.keys() - names:
+            return min(unknown)
+        pairs = [(content[name], getattr(value, name)) for name in names & content.keys()]
+    else:
+        return ""
+    return next((unknown for pair in pairs if (unknown := _unknown_field(*pair))), "")
 
 
 def _damaged(path: Path, what: str, error: type[QuillError], remedy: str) -> QuillError:
@@ -142,5 +164,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number in JSON")
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tomli_w
 
-from quillgpt import files
+from quillgpt import files, records
 from quillgpt.config import GROUPS, RunConfig
 from quillgpt.errors import CheckpointError, DiskError
 
@@ -69,10 +69,17 @@ def _as_json(value: object) -> object:
 
 
 def read_metrics(path: Path) -> list[dict[str, object]]:
-    """All complete lines of a metrics file, in order; [] without a file."""
+    """All complete lines of a metrics file, in order; [] without a file. One that cannot be read is an error."""
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):  # an incomplete line
+    try:
+        with records.open_regular(path, CheckpointError) as file:
+            content = file.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise records.unreadable(path, error, CheckpointError) from None
+    for line in content.split("\n"):
+        with contextlib.suppress(ValueError, RecursionError):  # an incomplete line
             lines.append(json.loads(line))
     return [line for line in lines if isinstance(line, dict)]
 

@@ -1,15 +1,25 @@
-"""Damaged checkpoints: every flipped bit is detected, the damage is named, and the checkpoint before is used."""
+"""Damaged checkpoints: every flipped bit is detected, the damage is named, and nothing is lost."""
 
+import contextlib
+import errno
+import hashlib
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from quillgpt import checkpoint
 from quillgpt.config import RunConfig
-from quillgpt.errors import CheckpointError
+from quillgpt.errors import CheckpointError, DiskError
 from quillgpt.training.loop import train
-from small_runs import changed, newest, run_of
+from small_runs import changed, newest, reseal, run_of
 
 
 def flip(content: bytes, bit: int) -> bytes:
@@ -18,29 +28,131 @@ def flip(content: bytes, bit: int) -> bytes:
     return bytes(changed)
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
-    small_run: RunConfig, messages: list[str]
-) -> None:
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder but the lock, which every start rewrites."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def damages(folder: Path) -> Iterator[str]:
+    """Damage one file of a checkpoint after the other, in several ways; yield its name while it is damaged."""
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        for damaged in (flip(content, 8), content[: len(content) // 2], b"", None):
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            yield path.name
+            path.write_bytes(content)
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_is_not_trained_and_loses_nothing(small_run: RunConfig) -> None:
     train(small_run)
     folder = newest(small_run).path
-    for name in ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json"):
-        path = folder / name
-        content = path.read_bytes()
-        for damaged in (flip(content, 4 * len(content)), content[:-1], None):
-            messages.clear()
-            path.unlink() if damaged is None else path.write_bytes(damaged)
-            found = checkpoint.newest_intact(run_of(small_run))
-            assert found is not None
-            assert found.step == 10, name
-            assert str(path) in messages[0]
-            assert "before it" in messages[0]
-            path.write_bytes(content)
+    for name in damages(folder):
+        before = tree(run_of(small_run).path)
+        for steps in (5, 20, 30):
+            with pytest.raises(
+                CheckpointError, match=rf"{folder}.*the intact step 10, or choose another --out"
+            ) as error:
+                train(changed(small_run, steps=steps, keep_last=1))
+            assert name in str(error.value)
+            assert error.value.exit_code == 65
+        assert tree(run_of(small_run).path) == before, name
+    shutil.rmtree(folder.with_name("step-000010"))
+    (folder / "optimizer.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: missing; restore it, or choose another --out"):
+        train(small_run)
+
+
+def test_a_read_error_is_not_an_absence(small_run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each open, listing and status of the start fails once: it is refused, or continues; it never begins again."""
+    train(changed(small_run, steps=10))
+    run = run_of(small_run)
+    shutil.copytree(run.path, run.path.with_name("copy"))
+    for call, number in (
+        (os.open, errno.EIO),
+        (os.listdir, errno.ESTALE),
+        (os.open, errno.EMFILE),
+        (os.fstat, errno.EIO),
+    ):
+        for at in itertools.count():
+            shutil.rmtree(run.path)
+            shutil.copytree(run.path.with_name("copy"), run.path)
+            before = tree(run.path)
+            left = itertools.count(-at)
+
+            def failing(target: Any, *rest: Any, call: Any = call, number: int = number, left: Any = left) -> Any:
+                is_ours = isinstance(target, int) or "checkpoints" in str(target)
+                if is_ours and next(left) == 0:
+                    raise OSError(number, os.strerror(number))
+                return call(target, *rest)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, call.__name__, failing)
+                message, step = "", 0
+                try:
+                    step = getattr(checkpoint.latest_intact(run), "step", 0)
+                except CheckpointError as error:
+                    message = str(error)
+            assert step == 10 or "cannot be read" in message, (call, at)
+            assert tree(run.path) == before
+            if next(left) <= 0:
+                break
+        assert at > 0
+
+
+def test_an_optimizer_state_of_other_shapes_is_refused_before_it_is_used(small_run: RunConfig) -> None:
+    train(changed(small_run, steps=10))
+    found = newest(small_run)
+    path = found.path / checkpoint.OPTIMIZER
+    original = found.tensors(checkpoint.OPTIMIZER)
+    name = "blocks.0.mlp.expand.weight.exp_avg"
+    changes: dict[str, dict[str, torch.Tensor | None]] = {
+        "expected float32 of shape": {name: original[name][:1]},
+        "float16 of shape": {name: original[name].half()},
+        r"of shape \(\), expected": {name: torch.tensor(0.0)},
+        "not finite": {name: original[name] * math.nan},
+        "is missing": {name: None},
+        "does not belong to adamw": {"other.exp_avg": torch.zeros(2)},
+        "missing": dict.fromkeys(original),
+    }
+    for message, change in changes.items():
+        tensors = {key: value for key, value in (original | change).items() if value is not None}
+        content = safetensors.torch.save(tensors)
+        path.write_bytes(content)
+        record = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        reseal(found.path / "manifest.json", lambda manifest, r=record: manifest["files"].update({path.name: r}))
+        with pytest.raises(CheckpointError, match=rf"{path}: .*{message}"):
+            train(small_run)
+
+
+def test_metrics_of_a_run_without_checkpoints_are_kept(small_run: RunConfig, messages: list[str]) -> None:
+    train(changed(small_run, steps=10))
+    run = run_of(small_run)
+    before = run.metrics.read_bytes()
+    shutil.rmtree(run.checkpoints)
+    train(changed(small_run, steps=10))
+    assert run.metrics.with_name("metrics.jsonl.1").read_bytes() == before
+    assert any("kept as" in message for message in messages)
+
+
+def test_nothing_is_written_through_links_of_a_run_directory(small_run: RunConfig, tmp_path: Path) -> None:
+    train(changed(small_run, steps=10))
+    run, victim = run_of(small_run), tmp_path / "victim"
+    for name in ("metrics.jsonl", ".lock", "config.toml", "environment.json"):
+        victim.write_text("precious")
+        (run.path / name).unlink()
+        (run.path / name).symlink_to(victim)
+        refused = pytest.raises(DiskError, match="a symbolic link; nothing is written through it")
+        with refused if name == ".lock" else contextlib.nullcontext():
+            train(changed(small_run, steps=20))
+        (run.path / name).unlink()
+        assert victim.read_text() == "precious", name
 
 
 def test_every_flipped_bit_is_detected(small_run: RunConfig) -> None:
     train(changed(small_run, steps=2))
     found, generator = newest(small_run), torch.Generator().manual_seed(0)
-    for name in found.manifest["files"]:
+    for name in found.manifest.files:
         path: Path = found.path / name
         content = path.read_bytes()
         for bit in torch.randint(8 * len(content), (20,), generator=generator).tolist():

@@ -1,7 +1,7 @@
 """Checkpoints of a LoRA run: adapters whose base is only named, and that base gone, moved or by now another one."""
 
+import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +12,14 @@ import safetensors.torch
 from safetensors.numpy import load_file
 
 from quillgpt import checkpoint
-from quillgpt.config import RunConfig
+from quillgpt.config import LoraConfig, RunConfig
 from quillgpt.distributed import Ranks
 from quillgpt.errors import CheckpointError
 from quillgpt.evaluate.loss import evaluate_loss
 from quillgpt.training.loop import train
 from quillgpt.training.screen import Screen
 from quillgpt.training.setup import open_data
-from small_runs import changed, differing, newest, run_of, weights_of
+from small_runs import changed, differing, newest, reseal, run_of, weights_of
 
 RANK, ALPHA = 4, 8.0  # of the fixture lora_tuning
 
@@ -38,18 +38,19 @@ def test_a_lora_run_saves_its_adapters_and_names_its_base(lora_tuning: RunConfig
     train(lora_tuning)
     found, base = newest(lora_tuning), checkpoint.find("runs/base")
     assert not (found.path / checkpoint.MODEL).exists()
-    assert checkpoint.MODEL not in found.manifest["files"]
+    assert checkpoint.MODEL not in found.manifest.files
     tensors = found.tensors(checkpoint.ADAPTER)
     assert {name.rpartition(".")[2] for name in tensors} == {"lora_a", "lora_b"}
     assert len(tensors) == 2 * 4 * lora_tuning.model.n_layer
     size = (found.path / checkpoint.ADAPTER).stat().st_size
     assert size < 1.3 * sum(4 * tensor.numel() for tensor in tensors.values()) + 2000
     assert {name.rpartition(".")[0] for name in found.tensors(checkpoint.OPTIMIZER)} == set(tensors)
-    entry = found.manifest["adapter"]
-    assert entry["settings"] == {"lora_rank": RANK, "lora_alpha": ALPHA}
-    assert entry["base"]["init"] == "runs/base"
-    assert entry["base"]["weights"] == base.manifest["files"][checkpoint.MODEL]["sha256"]
-    assert entry["base"]["model"] == base.manifest["model"]
+    entry = found.manifest.adapter
+    assert entry is not None
+    assert entry.settings == LoraConfig(lora_rank=RANK, lora_alpha=ALPHA)
+    assert entry.base.init == "runs/base"
+    assert entry.base.weights == base.manifest.files[checkpoint.MODEL].sha256
+    assert entry.base.model == dataclasses.asdict(base.manifest.model)
 
 
 def test_a_loaded_lora_run_is_a_plain_model_with_w_plus_s_b_a(lora_tuning: RunConfig) -> None:
@@ -108,9 +109,8 @@ def spoil(path: Path) -> None:
     tensors["final_norm.weight"] += 1e-3
     content = safetensors.torch.save(tensors)
     (path / checkpoint.MODEL).write_bytes(content)
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"][checkpoint.MODEL] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    record = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    reseal(path / "manifest.json", lambda manifest: manifest["files"].update({checkpoint.MODEL: record}))
 
 
 def flip_a_bit(path: Path) -> None:
@@ -128,7 +128,7 @@ WRONG: dict[Callable[[Path], object], str] = {
 
 def test_a_base_that_is_gone_or_another_is_refused_in_one_line(lora_tuning: RunConfig, base_folder: Path) -> None:
     train(changed(lora_tuning, steps=5))
-    digest = checkpoint.find("runs/base").manifest["files"][checkpoint.MODEL]["sha256"][:12]
+    digest = checkpoint.find("runs/base").manifest.files[checkpoint.MODEL].sha256[:12]
     for wrong, reason in WRONG.items():
         wrong(Path("runs/base/checkpoints/step-000020"))
         expected = rf"runs/lora/checkpoints/step-000005: .*{digest}.* runs/base/checkpoints/step-000020, .*{reason}"
@@ -156,8 +156,7 @@ def test_a_base_that_was_trained_further_is_found_while_its_checkpoint_is_there(
     better = Path("runs/base/checkpoints/step-000040")
     shutil.copytree(better.with_name("step-000020"), better)
     spoil(better)
-    manifest = json.loads((better / "manifest.json").read_text())
-    (better / "manifest.json").write_text(json.dumps(manifest | {"step": 40, "val_loss": 0.1}))
+    reseal(better / "manifest.json", lambda manifest: manifest.update(step=40, val_loss=0.1))
     assert checkpoint.find("runs/base").step == 40
     train(changed(lora_tuning, steps=12))
     checkpoint.load_model("runs/lora")
@@ -168,7 +167,7 @@ def test_a_run_continues_with_the_same_base_in_another_place_and_with_no_other(l
     shutil.copytree("runs/base", "copy")
     shutil.rmtree("runs/base")
     train(changed(lora_tuning, init="copy"))
-    assert newest(lora_tuning).manifest["adapter"]["base"]["found"] == "copy/checkpoints/step-000020"
+    assert newest(lora_tuning).manifest.adapter.base.found == "copy/checkpoints/step-000020"
     checkpoint.load_model("runs/lora")
     shutil.copytree("copy", "runs/base")
     spoil(Path("runs/base/checkpoints/step-000020"))
@@ -188,10 +187,10 @@ def test_a_damaged_adapter_file_is_reported_and_the_checkpoint_before_is_used(
     for damaged in (content[:-1] + bytes([content[-1] ^ 1]), content[:-1], None):
         messages.clear()
         path.unlink() if damaged is None else path.write_bytes(damaged)
-        found = checkpoint.newest_intact(run_of(lora_tuning))
-        assert found is not None
-        assert found.step == 5
-        assert str(path) in messages[0]
+        with pytest.raises(CheckpointError, match=r"adapter\.safetensors.*to continue from the intact step 5,"):
+            checkpoint.latest_intact(run_of(lora_tuning))
+        assert checkpoint.find("runs/lora").step == 5
+        assert str(path) in messages[-1]
         with pytest.raises(CheckpointError, match=r"adapter\.safetensors"):
             checkpoint.find(path.parent)
 
@@ -201,14 +200,12 @@ def test_a_manifest_that_does_not_fit_the_adapters_is_refused(lora_tuning: RunCo
     path = newest(lora_tuning).path / "manifest.json"
     content = path.read_text()
     for part in ("settings", "base"):
-        manifest = json.loads(content)
-        manifest["adapter"][part]["surprise"] = 1
-        path.write_text(json.dumps(manifest))
+        path.write_text(content)
+        reseal(path, lambda manifest, part=part: manifest["adapter"][part].update(surprise=1))
         assert checkpoint.committed(run_of(lora_tuning)) == []
         with pytest.raises(CheckpointError, match="damaged"):
             checkpoint.read_checkpoint(path.parent)
-    manifest = json.loads(content)
-    manifest["adapter"]["settings"]["lora_rank"] = 8
-    path.write_text(json.dumps(manifest))
+    path.write_text(content)
+    reseal(path, lambda manifest: manifest["adapter"]["settings"].update(lora_rank=8))
     with pytest.raises(CheckpointError, match=r"runs/lora/.*adapters do not fit the model: blocks\.\d"):
         checkpoint.load_model(path.parent)

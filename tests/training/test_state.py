@@ -1,6 +1,5 @@
 """Resuming a run: bit for bit on a CPU, and never with another model or other data."""
 
-import json
 import math
 import os
 import shutil
@@ -19,7 +18,7 @@ from quillgpt.recipes import recipe_config
 from quillgpt.training import loop
 from quillgpt.training.loop import train
 from quillgpt.training.state import TrainState, restored_runtime
-from small_runs import RUNTIME, assert_same_run, changed, column, killed_in_step, newest, run_of
+from small_runs import RUNTIME, assert_same_run, changed, column, killed_in_step, newest, reseal, run_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -102,8 +101,7 @@ def test_another_model_seed_or_data_is_refused_with_the_difference(small_run: Ru
     for name, value in {"n_layer": 3, "n_embd": 64, "bias": False, "seed": 7}.items():
         with pytest.raises(CheckpointError, match=f"{name} .* -> {value}"):
             train(changed(first, **{name: value}))
-    path = newest(first).path / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": "0" * 64}))
+    reseal(newest(first).path / "manifest.json", lambda manifest: manifest.update(data="0" * 64))
     with pytest.raises(CheckpointError, match=r"data .* this run was trained on .*was 000000000000"):
         train(small_run)
 
@@ -159,7 +157,7 @@ def test_a_saved_config_is_a_recipe_that_repeats_the_run(small_run: RunConfig, t
 def test_what_another_machine_resumes_with_its_own_values(messages: list[str]) -> None:
     saved = replace(RUNTIME, threads=5, dtype="bf16", micro_batch_size=3, global_batch_size=12, steps=7)
     here = replace(RUNTIME, threads=2, micro_batch_size=1)
-    checkpoint: Any = type("Saved", (), {"read_json": lambda *_: vars(saved)})()
+    checkpoint: Any = type("Saved", (), {"path": Path("step"), "read_json": lambda *_: vars(saved)})()
     cases = {
         "same": (here, ("bf16", 5, 3)),
         "ranks were 1, are 4": (replace(here, world_size=4), ("bf16", 2, 1)),

@@ -10,12 +10,15 @@ from quillgpt.checkpoint.load import RUNTIME as RUNTIME
 from quillgpt.checkpoint.load import STATE as STATE
 from quillgpt.checkpoint.load import TOKENIZER as TOKENIZER
 from quillgpt.checkpoint.load import Checkpoint as Checkpoint
+from quillgpt.checkpoint.load import FileRecord as FileRecord
+from quillgpt.checkpoint.load import Manifest as Manifest
 from quillgpt.checkpoint.load import committed as committed
 from quillgpt.checkpoint.load import find as find
+from quillgpt.checkpoint.load import latest_intact as latest_intact
 from quillgpt.checkpoint.load import load_model as load_model
-from quillgpt.checkpoint.load import newest_intact as newest_intact
 from quillgpt.checkpoint.load import open_model as open_model
 from quillgpt.checkpoint.load import read_checkpoint as read_checkpoint
+from quillgpt.checkpoint.load import scan as scan
 from quillgpt.checkpoint.load import to_source as to_source
 from quillgpt.checkpoint.load import verify as verify
 from quillgpt.checkpoint.save import prune as prune

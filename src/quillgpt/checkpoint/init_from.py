@@ -151,8 +151,8 @@ def _with_adapters(
 
 def _base_of(found: Checkpoint, init: str) -> Source:
     """Open the base of a checkpoint's adapters, or another copy of the same weights if `init` has changed."""
-    assert found.adapter is not None
-    base = found.adapter.base
+    assert found.manifest.adapter is not None
+    base = found.manifest.adapter.base
     if init == base.init:
         return find_base(base, found.path, open_model)
     source = open_model(init)

@@ -2,16 +2,20 @@
 
 checkpoints/step-000400/ holds manifest.json, config.toml, runtime.json, state.json, model.safetensors,
 optimizer.safetensors and tokenizer.json: safetensors and JSON only, nothing that can run code when it is read. The
-manifest has the size and SHA-256 of the others, because none of the formats detects a flipped bit by itself. A LoRA run
-has adapter.safetensors instead of model.safetensors; its manifest names the base model, which is not copied.
+manifest has the size and SHA-256 of the others and of itself, because none of the formats detects a flipped bit. A LoRA
+run has adapter.safetensors instead of model.safetensors; its manifest names the base model, which is not copied.
+
+A checkpoint that exists and cannot be used, be it damaged or unreadable, is reported and never taken for absent.
 
 The package contains one small checkpoint, `quill-python`, with bf16 weights and only the files that make a model;
 benchmarks/bundled_model.py made it.
 """
 
-import json
+import functools
+import hashlib
 import logging
-from collections.abc import Mapping
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +24,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from quillgpt import files
+from quillgpt import records
 from quillgpt.config import ModelConfig
-from quillgpt.errors import CheckpointError, ConfigError, nearest
+from quillgpt.errors import CheckpointError, ConfigError, nearest, require
 from quillgpt.model.gpt import GPT
 from quillgpt.pretrained import PUBLISHED, open_foreign
 from quillgpt.pretrained.adapter import Adapter, adapted, find_base
@@ -33,8 +37,10 @@ from quillgpt.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
+FORMAT, SCHEMA = "quillgpt checkpoint", 1
 MANIFEST = "manifest.json"
+STEP_NAME = re.compile(r"step-(\d+)")
+REMEDY = "use another checkpoint of the run"
 MODEL, ADAPTER, OPTIMIZER = "model.safetensors", "adapter.safetensors", "optimizer.safetensors"
 CONFIG, RUNTIME, STATE, TOKENIZER = "config.toml", "runtime.json", "state.json", "tokenizer.json"
 
@@ -43,72 +49,118 @@ DIRECTORY = Path(__file__).parents[1] / "bundled" / BUNDLED_MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A complete checkpoint: its directory and its manifest, whose step counts, whatever the directory's name says."""
+class FileRecord:
+    """Size in bytes and SHA-256 (hex) of one file of a checkpoint."""
 
-    path: Path
-    manifest: Mapping[str, Any]
+    size: int
+    sha256: str
 
-    @property
-    def step(self) -> int:
-        """Optimizer steps that its weights have had."""
-        return self.manifest["step"]
 
-    @property
-    def adapter(self) -> Adapter | None:
-        """The settings and the base of a LoRA run's adapters; None for a checkpoint of all weights."""
-        return Adapter.read(self.manifest["adapter"]) if "adapter" in self.manifest else None
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint contains. tokenizer, data: fingerprints. val_loss: nats per token; None: not evaluated.
+
+    adapter: settings and base of a LoRA run's adapters; None for a checkpoint of all weights.
+    """
+
+    format: str = FORMAT
+    schema: int = SCHEMA
+    step: int
+    val_loss: float | None
+    model: ModelConfig
+    tokenizer: str
+    data: str
+    torch: str
+    files: dict[str, FileRecord]
+    adapter: Adapter | None = None
+
+    def __post_init__(self) -> None:
+        require("format", self.format, self.format == FORMAT, FORMAT)
+        require("step", self.step, self.step >= 0, ">= 0")
+        for name in (TOKENIZER, self.weights_file):
+            require("files", list(self.files), name in self.files, f"with {name}")
+        for name in self.files:
+            require("files", name, Path(name).name == name, "the name of a file in the checkpoint")
 
     @property
     def weights_file(self) -> str:
         """The file of the trained tensors: all weights, or the adapters of a LoRA run."""
-        return ADAPTER if "adapter" in self.manifest else MODEL
+        return MODEL if self.adapter is None else ADAPTER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A complete checkpoint: its directory and its manifest, whose step counts, whatever the directory's name says."""
+
+    path: Path
+    manifest: Manifest
 
     @property
-    def val_loss(self) -> float | None:
-        """Validation loss of these weights in nats per token; None if they were not evaluated."""
-        return self.manifest["val_loss"]
+    def step(self) -> int:
+        """Optimizer steps that its weights have had."""
+        return self.manifest.step
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read one of the JSON files."""
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+        try:
+            return records.read_json(self.path / name, error=CheckpointError, remedy=REMEDY)
+        except FileNotFoundError:
+            raise CheckpointError(f"{self.path / name}: missing; {REMEDY}") from None
 
     def tensors(self, name: str, device: str = "cpu") -> dict[str, torch.Tensor]:
-        """Read one of the tensor files."""
+        """Read one of the tensor files into memory: on a mapped file that is cut short, a process dies of SIGBUS."""
         try:
-            return safetensors.torch.load_file(self.path / name, device=device)
+            tensors = safetensors.torch.load_file(self.path / name, device=device)
+            return {key: tensor.clone() for key, tensor in tensors.items()}
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.path / name}: not readable: {error}") from None
 
 
+def scan(run: RunDirectory) -> tuple[list[Checkpoint], dict[Path, CheckpointError]]:
+    """Return the run's checkpoints with a readable manifest, oldest first, and the error of each other one.
+
+    The files that a manifest names are not checked. A directory counts that has the name of a checkpoint or a manifest.
+    """
+    readable, unreadable = [], {}
+    for path in _candidates(run.checkpoints):
+        try:
+            readable.append(read_checkpoint(path))
+        except CheckpointError as error:
+            unreadable[path] = error
+    return sorted(readable, key=lambda found: (found.step, found.path.name)), unreadable
+
+
+def _candidates(directory: Path) -> list[Path]:
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise records.unreadable(directory, error, CheckpointError) from None
+    paths = [directory / name for name in names if not name.startswith(".")]
+    return [path for path in paths if STEP_NAME.fullmatch(path.name) or os.path.lexists(path / MANIFEST)]
+
+
 def committed(run: RunDirectory) -> list[Checkpoint]:
-    """List the run's checkpoints that have a readable manifest, oldest first; the other files are not checked."""
-    found = []
-    for path in run.checkpoints.glob(f"*/{MANIFEST}"):
-        if not path.parent.name.startswith(files.TEMPORARY_PREFIX):
-            try:
-                found.append(read_checkpoint(path.parent))
-            except CheckpointError:
-                continue
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    """Return the run's checkpoints with a readable manifest, oldest first; warn of each other one."""
+    readable, unreadable = scan(run)
+    for error in unreadable.values():
+        logger.warning("%s", error)
+    return readable
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read the manifest of a checkpoint; a missing, damaged or newer one is a `CheckpointError`."""
+    file = path / MANIFEST
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        schema, _ = manifest["schema"], manifest["step"] + 0
-        for name in (TOKENIZER, ADAPTER if "adapter" in manifest else MODEL):
-            _ = manifest["files"][name]["sha256"]
-        ModelConfig(**manifest["model"])
-        if "adapter" in manifest:
-            Adapter.read(manifest["adapter"])
-    except OSError as error:
-        raise CheckpointError(f"{path}: not a checkpoint: {MANIFEST}: {error.strerror}") from None
-    except (ConfigError, ValueError, TypeError, KeyError, AttributeError):
-        raise CheckpointError(f"{path / MANIFEST}: damaged; use another checkpoint of the run") from None
-    if schema > SCHEMA:
+        content = records.read_json(file, error=CheckpointError)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: not a checkpoint: it has no {MANIFEST}") from None
+    schema = content.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
         raise CheckpointError(f"{path}: from a newer quillgpt (schema {schema}, this one reads {SCHEMA}); update it")
+    content = records.check_seal(content, file, error=CheckpointError)
+    manifest = records.convert(content, Manifest, file, error=CheckpointError)
     return Checkpoint(path=path, manifest=manifest)
 
 
@@ -117,34 +169,71 @@ def verify(checkpoint: Checkpoint, *, model_only: bool = False) -> None:
 
     model_only: check only the weights and the tokenizer.
     """
-    names = (checkpoint.weights_file, TOKENIZER) if model_only else checkpoint.manifest["files"]
-    for name in names:
-        expected = checkpoint.manifest["files"][name]
-        path = checkpoint.path / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing")
-        if path.stat().st_size != expected["size"]:
-            raise CheckpointError(f"{path}: damaged: {path.stat().st_size} bytes, the manifest says {expected['size']}")
-        if files.file_sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"{path}: damaged: its content differs from the manifest's SHA-256")
-
-
-def newest_intact(run: RunDirectory) -> Checkpoint | None:
-    """Return the newest checkpoint with all files intact; warn of each damaged one that is skipped."""
-    for checkpoint in reversed(committed(run)):
+    manifest = checkpoint.manifest
+    for name in (manifest.weights_file, TOKENIZER) if model_only else manifest.files:
+        expected, path = manifest.files[name], checkpoint.path / name
         try:
-            verify(checkpoint)
+            with records.open_regular(path, CheckpointError) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != expected.size:
+                    raise CheckpointError(f"{path}: damaged: {size} bytes, the manifest says {expected.size}")
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected.sha256:
+                    raise CheckpointError(f"{path}: damaged: its content differs from the manifest's SHA-256")
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: missing") from None
+        except OSError as error:
+            raise records.unreadable(path, error, CheckpointError) from None
+
+
+def is_intact(checkpoint: Checkpoint) -> bool:
+    """Whether all files are intact; files that did not change since they were verified are not read again."""
+    try:
+        stats = [(checkpoint.path / name).stat() for name in checkpoint.manifest.files]
+        _verify_once(checkpoint.path, tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats))
+    except (OSError, CheckpointError) as error:
+        logger.warning("%s; it is not deleted and does not count as kept", error)
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=64)
+def _verify_once(path: Path, stats: tuple[tuple[int, ...], ...]) -> None:
+    verify(read_checkpoint(path))
+
+
+def latest_intact(run: RunDirectory) -> Checkpoint | None:
+    """Return the newest checkpoint, with all files intact; None if the run has none.
+
+    A newest one that cannot be used is a `CheckpointError` that names an older intact one: to continue from that is the
+    user's decision. Of an older one that cannot be read it warns.
+    """
+    readable, unreadable = scan(run)
+    newest = readable[-1] if readable else None
+    for path, error in unreadable.items():
+        number = STEP_NAME.fullmatch(path.name)
+        if newest is None or number is None or int(number[1]) >= newest.step:
+            raise _with_ways_out(run, path, error, readable)
+        logger.warning("%s", error)
+    if newest is not None:
+        try:
+            verify(newest)
         except CheckpointError as error:
-            logger.warning("%s; using the checkpoint before it", error)
-            continue
-        return checkpoint
-    return None
+            raise _with_ways_out(run, newest.path, error, readable[:-1]) from None
+    return newest
+
+
+def _with_ways_out(run: RunDirectory, path: Path, error: CheckpointError, older: list[Checkpoint]) -> CheckpointError:
+    intact = next((found for found in reversed(older) if is_intact(found)), None)
+    remedy = "restore it"
+    if intact is not None:
+        remedy = f"restore it, or move {path} out of {run.checkpoints} to continue from the intact step {intact.step:,}"
+    return CheckpointError(f"{error}; {remedy}, or choose another --out for a new run")
 
 
 def best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
     """Return the checkpoint with the lowest validation loss; None if none was evaluated."""
-    evaluated = [checkpoint for checkpoint in checkpoints if checkpoint.val_loss is not None]
-    return min(evaluated, key=lambda checkpoint: checkpoint.val_loss or 0.0, default=None)
+    evaluated = [checkpoint for checkpoint in checkpoints if checkpoint.manifest.val_loss is not None]
+    return min(evaluated, key=lambda checkpoint: checkpoint.manifest.val_loss or 0.0, default=None)
 
 
 def find(where: str | Path, *, model_only: bool = False) -> Checkpoint:
@@ -153,7 +242,7 @@ def find(where: str | Path, *, model_only: bool = False) -> Checkpoint:
     where: also the name of the bundled model. model_only: as in `verify`.
     """
     path = Path(_resolved(where))
-    if (path / MANIFEST).is_file():
+    if os.path.lexists(path / MANIFEST):
         checkpoint = read_checkpoint(path)
         verify(checkpoint, model_only=model_only)
         return checkpoint
@@ -161,17 +250,22 @@ def find(where: str | Path, *, model_only: bool = False) -> Checkpoint:
         known = f"runs are under runs/, published models are {', '.join(PUBLISHED)}, with quill comes {BUNDLED_MODEL}"
         hint = nearest(str(where), [*PUBLISHED, BUNDLED_MODEL])
         raise CheckpointError(f"{path}: no such run or checkpoint directory{hint}; {known}")
-    checkpoints = committed(RunDirectory(path))
-    damage = ""
+    checkpoints, unreadable = scan(RunDirectory(path))
+    problems = list(unreadable.values())
     while checkpoints:
         candidate = best(checkpoints) or checkpoints[-1]
         try:
             verify(candidate, model_only=model_only)
-            return candidate
         except CheckpointError as error:
-            damage = f" ({error})"
+            problems.append(error)
             checkpoints.remove(candidate)
-    raise CheckpointError(f"{path}: no intact checkpoint in it{damage}; `quill train` makes one")
+            continue
+        for problem in problems:
+            logger.warning("%s; using step %s", problem, f"{candidate.step:,}")
+        return candidate
+    if problems:
+        raise CheckpointError(f"{path}: no intact checkpoint in it: {problems[-1]}")
+    raise CheckpointError(f"{path}: no checkpoint in it; `quill train` makes one")
 
 
 def _resolved(where: str | Path) -> str | Path:
@@ -196,13 +290,14 @@ def open_model(where: str | Path) -> Source:
 
 def to_source(checkpoint: Checkpoint) -> Source:
     """Return a checkpoint as a model to load; the adapters of a LoRA run are merged into their base."""
-    path, adapter = checkpoint.path, checkpoint.adapter
+    path, manifest = checkpoint.path, checkpoint.manifest
+    adapter = manifest.adapter
     source = Source(
         name=str(path),
-        config=ModelConfig(**checkpoint.manifest["model"]),
+        config=manifest.model,
         tokenizer_name=str(path / TOKENIZER),
-        known_fingerprint=checkpoint.manifest["files"][checkpoint.weights_file]["sha256"],
-        known_tokenizer_fingerprint=checkpoint.manifest["tokenizer"],
+        known_fingerprint=manifest.files[manifest.weights_file].sha256,
+        known_tokenizer_fingerprint=manifest.tokenizer,
         open_weights=lambda: Weights(stored=SafetensorsFiles([path / MODEL]), locate=lambda name: (name, False)),
         open_tokenizer=lambda: load_tokenizer(path / TOKENIZER),
     )

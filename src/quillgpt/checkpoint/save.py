@@ -10,7 +10,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from quillgpt import files
+from quillgpt import files, records
 from quillgpt.checkpoint.load import (
     ADAPTER,
     CONFIG,
@@ -18,12 +18,14 @@ from quillgpt.checkpoint.load import (
     MODEL,
     OPTIMIZER,
     RUNTIME,
-    SCHEMA,
     STATE,
     TOKENIZER,
     Checkpoint,
+    FileRecord,
+    Manifest,
     best,
-    committed,
+    is_intact,
+    scan,
 )
 from quillgpt.model.gpt import GPT
 from quillgpt.model.lora import adapter_tensors
@@ -51,38 +53,32 @@ def save(
     adapter: settings and base of a LoRA run, of which only the adapters are written, not the base's weights.
     """
     path = run.checkpoints / f"step-{step:06d}"
-    if path.exists():
-        files.remove_directory(path)
-    weights_file = MODEL if adapter is None else ADAPTER
     contents = {
         CONFIG: lambda: config_toml.encode(),
         RUNTIME: lambda: _json(runtime),
         STATE: lambda: _json(state),
         TOKENIZER: lambda: tokenizer.to_json().encode(),
-        weights_file: lambda: _weights_content(model, adapter),
+        MODEL if adapter is None else ADAPTER: lambda: _weights_content(model, adapter),
         OPTIMIZER: lambda: safetensors.torch.save(_on_cpu(optimizer_state)),
     }
-    with files.atomic_directory(path) as temporary:
+    with files.atomic_directory(path, replaces=True) as temporary:
         written = {}
         for name, content in contents.items():
             with files.written_file(temporary / name) as file:
                 file.write(content())
-            written[name] = {"size": file.size, "sha256": file.sha256}
-        manifest = {
-            "format": "quillgpt checkpoint",
-            "schema": SCHEMA,
-            "step": step,
-            "val_loss": val_loss,
-            "model": dataclasses.asdict(model.config),
-            "tokenizer": tokenizer.fingerprint,
-            "data": data_fingerprint,
-            "torch": torch.__version__,
-            "files": written,
-        }
-        if adapter is not None:
-            manifest["adapter"] = adapter.entry(path)
+            written[name] = FileRecord(size=file.size, sha256=file.sha256)
+        manifest = Manifest(
+            step=step,
+            val_loss=val_loss,
+            model=model.config,
+            tokenizer=tokenizer.fingerprint,
+            data=data_fingerprint,
+            torch=str(torch.__version__),
+            files=written,
+            adapter=adapter.for_checkpoint(path) if adapter is not None else None,
+        )
         with files.written_file(temporary / MANIFEST) as file:
-            file.write(_json(manifest))
+            file.write(_json(records.seal(dataclasses.asdict(manifest))))
     return Checkpoint(path=path, manifest=manifest)
 
 
@@ -93,10 +89,13 @@ def weights_fingerprint(model: GPT, adapter: Adapter | None = None) -> str:
 
 
 def prune(run: RunDirectory, *, keep_last: int) -> None:
-    """Delete all but the best and the last `keep_last`; each disappears by one rename, so none looks complete."""
-    checkpoints = committed(run)
-    kept = {checkpoint.path for checkpoint in [*checkpoints[-keep_last:], best(checkpoints)] if checkpoint is not None}
-    for checkpoint in checkpoints:
+    """Delete all but the best and the last `keep_last`; each disappears by one rename, so none looks complete.
+
+    Only intact checkpoints count as kept, and only intact ones are deleted; a damaged one is the user's to decide on.
+    """
+    intact = [checkpoint for checkpoint in scan(run)[0] if is_intact(checkpoint)]
+    kept = {checkpoint.path for checkpoint in [*intact[-keep_last:], best(intact)] if checkpoint is not None}
+    for checkpoint in intact:
         if checkpoint.path not in kept:
             files.remove_directory(checkpoint.path)
 

@@ -186,7 +186,7 @@ def _data_of(checkpoint: Checkpoint, run: RunDirectory | None) -> TrainingData:
     recorded = _read(run.environment).get("data", {}).get("directory", "") if run is not None else ""
     places = (Path(recorded), run.path.parent.parent / recorded) if run is not None and recorded else ()
     own_data = _data(settings, config.model.vocab_size, places)
-    fingerprint, eval_tokens = checkpoint.manifest["data"], evaluation_tokens(config)
+    fingerprint, eval_tokens = checkpoint.manifest.data, evaluation_tokens(config)
     return dataclasses.replace(own_data, fingerprint=fingerprint, eval_tokens=eval_tokens)
 
 

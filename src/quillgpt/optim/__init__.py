@@ -5,7 +5,7 @@ Values of its state are tensors. Each step sets a group's rate to lr times its `
 never under an index, so that a checkpoint survives a change of grouping.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -39,15 +39,42 @@ def state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[st
 
 
 def load_state_tensors(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Iterable[tuple[str, Tensor]]
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], settings: OptimConfig
 ) -> None:
-    """Put `PARAMETER.KEY` tensors back into the optimizer; a parameter it does not have is a `CheckpointError`."""
+    """Put back the `PARAMETER.KEY` tensors of an optimizer of the same settings that has stepped.
+
+    Names, shapes, dtypes and values are checked first, because the fused kernels check nothing: a tensor that is
+    missing, left over, or of another shape is a `CheckpointError`.
+    """
+    expected = _state_after_a_step(model, settings)
+    if different := sorted(expected.keys() ^ tensors.keys()):
+        what = "is missing" if different[0] in expected else f"does not belong to {settings.optimizer} and this model"
+        raise CheckpointError(f"{different[0]} {what}")
     parameters = dict(_trainable(model))
-    for full_name, value in tensors:
-        name, _, key = full_name.rpartition(".")
-        if name not in parameters:
-            raise CheckpointError(f"the optimizer state has {full_name}, which is not a parameter of this model")
-        optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
+    for name, probe in expected.items():
+        value, parameter = tensors[name], parameters[name.rpartition(".")[0]]
+        shape = tuple(parameter.shape) if probe.dim() else ()
+        if (value.dtype, tuple(value.shape)) != (probe.dtype, shape):
+            got, dtype = f"{value.dtype} of shape {tuple(value.shape)}", probe.dtype
+            raise CheckpointError(f"{name} is {got}, expected {dtype} of shape {shape}".replace("torch.", ""))
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{name} has values that are not finite")
+    for name, value in tensors.items():
+        parameter, _, key = name.rpartition(".")
+        optimizer.state[parameters[parameter]][key] = value.to(parameters[parameter].device)
+
+
+def _state_after_a_step(model: nn.Module, settings: OptimConfig) -> dict[str, Tensor]:
+    """The state of the same optimizer over tiny parameters: names of its tensors, their dtypes, which are scalars."""
+    tiny = [
+        (name, nn.Parameter(torch.zeros((3,) * parameter.dim(), dtype=parameter.dtype)))
+        for name, parameter in _trainable(model)
+    ]
+    optimizer = OPTIMIZERS[settings.optimizer](tiny, settings)
+    for _, parameter in tiny:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return {f"{name}.{key}": value for name, parameter in tiny for key, value in optimizer.state[parameter].items()}
 
 
 def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, momentum: float) -> None:

@@ -44,18 +44,13 @@ class Adapter:
     settings: LoraConfig
     base: Base
 
-    @classmethod
-    def read(cls, entry: Mapping[str, Any]) -> "Adapter":
-        """Read the entry of a manifest; invalid content is a `TypeError`, `KeyError` or `ConfigError`."""
-        return cls(settings=LoraConfig(**entry["settings"]), base=Base(**entry["base"]))
-
-    def entry(self, checkpoint: Path) -> dict[str, Any]:
-        """Return the entry that `read` reads, for a checkpoint at this path."""
-        entry = dataclasses.asdict(self)
+    def for_checkpoint(self, path: Path) -> "Adapter":
+        """Return the entry for the manifest of a checkpoint at this path, with the base's path relative to it."""
+        relative_path = self.base.relative_path
         if Path(self.base.found).exists():
             with contextlib.suppress(ValueError):  # on another drive of Windows
-                entry["base"]["relative_path"] = os.path.relpath(self.base.found, checkpoint)
-        return entry
+                relative_path = os.path.relpath(self.base.found, path)
+        return dataclasses.replace(self, base=dataclasses.replace(self.base, relative_path=relative_path))
 
 
 def adapter_of(settings: LoraConfig, source: Source, *, init: str) -> Adapter:

@@ -5,18 +5,17 @@ those of a file in the same directory. Tables only group settings. nanoGPT's nam
 """
 
 import contextlib
-import tomllib
 from collections.abc import Collection, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from quillgpt import records
 from quillgpt.config import GROUPS, RunConfig, Scalar, updated
 from quillgpt.errors import ConfigError, check_type, nearest, require, shown
 from quillgpt.recipes.aliases import RECIPES, translate
 from quillgpt.recipes.depth import settings_at_depth
 
-MAX_FILE_BYTES = 1 << 20
 FINETUNE = "finetune"
 """value of `init` in other projects, where `out` names the run to start from"""
 INSTEAD_OF = {
@@ -93,17 +92,9 @@ def recipe_names() -> list[str]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the settings of a recipe file without their tables; a file that cannot be read is a `ConfigError`."""
     try:
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"{path}: not a file; a recipe is a .toml file, or a run's directory")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path}: too large for a recipe ({path.stat().st_size:,} bytes)")
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = records.read_toml(path, error=ConfigError)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested too deeply
-        raise ConfigError(f"{path}: not a TOML file: {error}") from None
     settings: dict[str, Any] = {}
     for name, value in content.items():
         if isinstance(value, dict) and name not in GROUPS:

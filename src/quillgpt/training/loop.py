@@ -176,6 +176,7 @@ def one_step(
         first = components.schedule.first_token(index)
         guard.report(step=index, first_token=first, tokens=target_count, loss=loss, grad_norm=norm)
     state.step += 1
+    state.applied_updates += is_applied
     state.tokens += target_count
     state.elapsed_seconds += time.perf_counter() - started
     state.add_loss(loss)

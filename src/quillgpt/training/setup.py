@@ -38,11 +38,11 @@ from quillgpt.optim import OPTIMIZERS, build_optimizer, load_state_tensors
 from quillgpt.optim.schedules import SCHEDULES
 from quillgpt.pretrained.adapter import Adapter
 from quillgpt.pretrained.source import Source
-from quillgpt.run_dir import RUNS, RunDirectory, config_toml, cut_metrics
+from quillgpt.run_dir import RUNS, RunDirectory, config_toml, cut_metrics, read_metrics
 from quillgpt.runtime import Runtime, check_batch_size, cpu_name, set_up_torch
 from quillgpt.tokenizer import Tokenizer, bytes_per_token
 from quillgpt.training.screen import Screen
-from quillgpt.training.state import TrainState, check_changes, read_state, restored_runtime
+from quillgpt.training.state import TrainState, changed_settings, check_changes, read_state, restored_runtime
 from quillgpt.training.step import WrappedModel, wrap
 from quillgpt.training.track import TRACKERS
 
@@ -173,7 +173,7 @@ class TrainingComponents:
 
 def load(run: RunDirectory, config: RunConfig, runtime: Runtime, ranks: Ranks, screen: Screen) -> LoadedRun:
     """Open the data and the model; with a checkpoint, its state and the runtime it was saved with."""
-    found = checkpoint.newest_intact(run)
+    found = checkpoint.latest_intact(run)
     if found is not None and config.train.fresh:
         remedy = "leave out --fresh, or choose --out"
         raise CheckpointError(f"{run.path} already holds a run at step {found.step}; {remedy}")
@@ -218,7 +218,7 @@ def build(
     wrapped_model = calibration.wrapped_model or wrap(model, runtime, ranks)
     optimizer = build_optimizer(model, config.optim)
     if loaded.checkpoint is not None:
-        load_state_tensors(optimizer, model, loaded.checkpoint.tensors(checkpoint.OPTIMIZER).items())
+        _load_optimizer(optimizer, model, loaded.checkpoint, config, state)
         if wrapped_model.scaler is not None and state.scaler:
             wrapped_model.scaler.load_state_dict(state.scaler)
     length = config.model.context_length
@@ -238,6 +238,22 @@ def build(
     if ranks.is_main_process:
         _write_records(run, config, components)
     return components
+
+
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, model: GPT, found: Checkpoint, config: RunConfig, state: TrainState
+) -> None:
+    """Put back the saved state; none exists before the first applied update, and another optimizer begins without."""
+    if "optimizer" in changed_settings(found, config):
+        logger.info("the optimizer %s starts without state", config.optim.optimizer)
+        return
+    tensors = found.tensors(checkpoint.OPTIMIZER)
+    if tensors or state.applied_updates:
+        try:
+            load_state_tensors(optimizer, model, tensors, config.optim)
+        except CheckpointError as error:
+            remedy = "use another checkpoint of the run, or another --out for a new run"
+            raise CheckpointError(f"{found.path / checkpoint.OPTIMIZER}: {error}; {remedy}") from None
 
 
 def _plan_batches(state: TrainState, ramp: str, runtime: Runtime) -> None:
@@ -281,8 +297,10 @@ def _write_records(run: RunDirectory, config: RunConfig, components: TrainingCom
     }
     files.write_text(run.config, config_toml(config))
     files.write_json(run.environment, environment)
-    if run.metrics.exists():
+    if components.state.step:
         cut_metrics(run.metrics, components.state.step)
+    elif read_metrics(run.metrics):
+        logger.warning("%s: lines of a run without checkpoints; kept as %s", run.metrics, files.set_aside(run.metrics))
 
 
 def _commit() -> str:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from quillgpt import records
 from quillgpt.checkpoint import CONFIG, RUNTIME, STATE, Checkpoint
 from quillgpt.config import RunConfig, flatten, group_of, updated
 from quillgpt.data.loader import BatchSchedule
@@ -40,6 +41,7 @@ class TrainState:
     """
 
     step: int = 0
+    applied_updates: int = 0
     best_loss: float | None = None
     elapsed_seconds: float = 0.0
     evaluation_seconds: float = 0.0
@@ -75,7 +77,15 @@ class TrainState:
 
 def read_state(checkpoint: Checkpoint) -> TrainState:
     """Return the state that a checkpoint was saved in."""
-    return TrainState(**checkpoint.read_json(STATE))
+    path = checkpoint.path / STATE
+    state = records.convert(checkpoint.read_json(STATE), TrainState, path, error=CheckpointError)
+    if state.step != checkpoint.step:
+        raise CheckpointError(f"{path}: step {state.step:,}, the manifest says {checkpoint.step:,}")
+    try:
+        state.schedule(context_length=1)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return state
 
 
 def changed_settings(checkpoint: Checkpoint, config: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -86,26 +96,34 @@ def changed_settings(checkpoint: Checkpoint, config: RunConfig) -> dict[str, tup
 
 
 def check_changes(checkpoint: Checkpoint, config: RunConfig, *, data_fingerprint: str) -> dict[str, tuple[Any, Any]]:
-    """Return the changed settings; a change of model, adapters, data or seed is a `CheckpointError` that names it."""
+    """Return the changed settings; a change of model, adapters, data or seed is a `CheckpointError` that names it.
+
+    The data is compared by its fingerprint: another path or name of the same tokens is no change.
+    """
     changes = changed_settings(checkpoint, config)
     trained_with = {name: pair for name, pair in changes.items() if name not in IGNORED_ON_RESUME}
-    fixed = ("model", "data", "lora")
     refused = [
         f"{name} {then!r} -> {now!r}"
         for name, (then, now) in trained_with.items()
-        if (group_of()[name] in fixed and name != "dropout") or name == "seed"
+        if (group_of()[name] in ("model", "lora") and name != "dropout") or name == "seed"
     ]
     if refused:
         raise CheckpointError(
-            f"{checkpoint.path}: this run cannot continue with another model or data: {', '.join(refused)}; "
+            f"{checkpoint.path}: this run cannot continue with another model or seed: {', '.join(refused)}; "
             "use the former settings, or another --out for a new run"
         )
-    if checkpoint.manifest["data"] != data_fingerprint:
+    of_data = {name for name in changes if group_of()[name] == "data"}
+    if checkpoint.manifest.data != data_fingerprint:
+        differences = "".join(
+            f", {name} {then!r} -> {now!r}" for name, (then, now) in changes.items() if name in of_data
+        )
         raise CheckpointError(
             f"{checkpoint.path}: the data is not what this run was trained on (fingerprint {data_fingerprint[:12]}, "
-            f"was {checkpoint.manifest['data'][:12]}); bring that data back, or use another --out for a new run"
+            f"was {checkpoint.manifest.data[:12]}{differences}); "
+            "bring that data back, or use another --out for a new run"
         )
-    for name, (then, now) in trained_with.items():
+    for name in trained_with.keys() - of_data:
+        then, now = trained_with[name]
         logger.info("changed since the checkpoint: %s %r -> %r", name, then, now)
     return changes
 
@@ -115,13 +133,14 @@ def restored_runtime(checkpoint: Checkpoint, runtime: Runtime, changes: dict[str
 
     With another kind of device, or another number of ranks, a message says that the run is not bit-identical.
     """
-    stored = checkpoint.read_json(RUNTIME)
-    kept = {name: stored[name] for name, settings in RUNTIME_SETTINGS.items() if not settings & changes.keys()}
+    content = checkpoint.read_json(RUNTIME)
+    stored = records.convert(content, Runtime, checkpoint.path / RUNTIME, error=CheckpointError)
+    kept = {name: getattr(stored, name) for name, settings in RUNTIME_SETTINGS.items() if not settings & changes.keys()}
     if kept.get("device", runtime.device).partition(":")[0] != runtime.device.partition(":")[0]:
         logger.info("continuing, not bit-identical: device was %s, is %s", kept["device"], runtime.device)
         local = {"dtype", "threads", "compile", "compile_backend", "micro_batch_size"}
-    elif stored["world_size"] != runtime.world_size:
-        logger.info("continuing, not bit-identical: ranks were %s, are %s", stored["world_size"], runtime.world_size)
+    elif stored.world_size != runtime.world_size:
+        logger.info("continuing, not bit-identical: ranks were %s, are %s", stored.world_size, runtime.world_size)
         local = {"micro_batch_size", "threads"}
     else:
         local = set()

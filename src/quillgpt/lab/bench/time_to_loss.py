@@ -131,7 +131,7 @@ def _timed_run(name: str, config: RunConfig, folder: Path, screen: Screen) -> Ti
             stack.enter_context(fresh_compile_cache(folder))
         stack.enter_context(contextlib.suppress(NonFiniteError))  # reported as a loss of None
         validation = train(config, screen).validation
-    saved = checkpoint.newest_intact(run)
+    saved = checkpoint.latest_intact(run)
     state = read_state(saved) if saved is not None else TrainState()
     compile_seconds = float(read_run(run.path).environment["compile_seconds"])
     return TimedRun(

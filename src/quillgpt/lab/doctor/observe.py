@@ -111,8 +111,8 @@ def observe(
         found = newest_intact(record.path)
         directory = Path(record.environment.get("data", {}).get("directory", ""))
         train, validation = (TokenDataset.open(directory, split) for split in ("train", "val"))
-        has_other_tokenizer = train.tokenizer_fingerprint != found.manifest["tokenizer"]
-        if train.fingerprint != found.manifest["data"]:
+        has_other_tokenizer = train.tokenizer_fingerprint != found.manifest.tokenizer
+        if train.fingerprint != found.manifest.data:
             raise DataError(f"{train.directory} is not the data the run was trained on")
         probe = _probed(record, found, train, validation, missing, heartbeat)
         if probe.recorded is None:
