@@ -6,7 +6,9 @@ runs/NAME/ has config.toml, environment.json, metrics.jsonl, checkpoints/step-00
 import contextlib
 import dataclasses
 import json
+import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import tomli_w
 from quillgpt import files, records
 from quillgpt.config import GROUPS, RunConfig
 from quillgpt.errors import CheckpointError, DiskError
+
+logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 
@@ -40,8 +44,23 @@ def config_toml(config: RunConfig) -> str:
 
 
 def runs_in(runs: Path = RUNS) -> set[Path]:
-    """The runs in a directory that have a checkpoint."""
-    return {path.parents[2] for path in runs.glob("*/checkpoints/[!.]*/manifest.json")}
+    """The runs in a directory that have a checkpoint; one that cannot be looked into is left out with a warning."""
+    return {run for run in map(runs.joinpath, _names_in(runs)) if _has_checkpoint(run / "checkpoints")}
+
+
+def _has_checkpoint(checkpoints: Path) -> bool:
+    names = [name for name in _names_in(checkpoints) if not name.startswith(".")]
+    return any(name.startswith("step-") or os.path.lexists(checkpoints / name / "manifest.json") for name in names)
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        logger.warning("%s; it is left out", records.unreadable(directory, error, CheckpointError))
+        return []
 
 
 def newest_run(runs: Path = RUNS) -> Path:

@@ -10,8 +10,8 @@ from quillgpt.checkpoint.load import RUNTIME as RUNTIME
 from quillgpt.checkpoint.load import STATE as STATE
 from quillgpt.checkpoint.load import TOKENIZER as TOKENIZER
 from quillgpt.checkpoint.load import Checkpoint as Checkpoint
+from quillgpt.checkpoint.load import CheckpointManifest as CheckpointManifest
 from quillgpt.checkpoint.load import FileRecord as FileRecord
-from quillgpt.checkpoint.load import Manifest as Manifest
 from quillgpt.checkpoint.load import committed as committed
 from quillgpt.checkpoint.load import find as find
 from quillgpt.checkpoint.load import latest_intact as latest_intact

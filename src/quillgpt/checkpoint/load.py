@@ -57,7 +57,7 @@ class FileRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class CheckpointManifest:
     """What a checkpoint contains. tokenizer, data: fingerprints. val_loss: nats per token; None: not evaluated.
 
     adapter: settings and base of a LoRA run's adapters; None for a checkpoint of all weights.
@@ -93,7 +93,7 @@ class Checkpoint:
     """A complete checkpoint: its directory and its manifest, whose step counts, whatever the directory's name says."""
 
     path: Path
-    manifest: Manifest
+    manifest: CheckpointManifest
 
     @property
     def step(self) -> int:
@@ -160,7 +160,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if isinstance(schema, int) and schema > SCHEMA:
         raise CheckpointError(f"{path}: from a newer quillgpt (schema {schema}, this one reads {SCHEMA}); update it")
     content = records.check_seal(content, file, error=CheckpointError)
-    manifest = records.convert(content, Manifest, file, error=CheckpointError)
+    manifest = records.convert(content, CheckpointManifest, file, error=CheckpointError)
     return Checkpoint(path=path, manifest=manifest)
 
 
@@ -185,15 +185,17 @@ def verify(checkpoint: Checkpoint, *, model_only: bool = False) -> None:
             raise records.unreadable(path, error, CheckpointError) from None
 
 
-def is_intact(checkpoint: Checkpoint) -> bool:
-    """Whether all files are intact; files that did not change since they were verified are not read again."""
+def damage(checkpoint: Checkpoint) -> CheckpointError | None:
+    """Return what `verify` finds; files that did not change since they were verified are not read again."""
     try:
         stats = [(checkpoint.path / name).stat() for name in checkpoint.manifest.files]
+    except OSError:
+        stats = []  # `verify` says what is wrong
+    try:
         _verify_once(checkpoint.path, tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats))
-    except (OSError, CheckpointError) as error:
-        logger.warning("%s; it is not deleted and does not count as kept", error)
-        return False
-    return True
+    except CheckpointError as error:
+        return error
+    return None
 
 
 @functools.lru_cache(maxsize=64)
@@ -223,7 +225,7 @@ def latest_intact(run: RunDirectory) -> Checkpoint | None:
 
 
 def _with_ways_out(run: RunDirectory, path: Path, error: CheckpointError, older: list[Checkpoint]) -> CheckpointError:
-    intact = next((found for found in reversed(older) if is_intact(found)), None)
+    intact = next((found for found in reversed(older) if damage(found) is None), None)
     remedy = "restore it"
     if intact is not None:
         remedy = f"restore it, or move {path} out of {run.checkpoints} to continue from the intact step {intact.step:,}"

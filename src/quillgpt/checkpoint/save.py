@@ -1,8 +1,10 @@
 """Write checkpoints: each directory appears by one rename, with every file hashed and the manifest last."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,10 +23,10 @@ from quillgpt.checkpoint.load import (
     STATE,
     TOKENIZER,
     Checkpoint,
+    CheckpointManifest,
     FileRecord,
-    Manifest,
     best,
-    is_intact,
+    damage,
     scan,
 )
 from quillgpt.model.gpt import GPT
@@ -32,6 +34,8 @@ from quillgpt.model.lora import adapter_tensors
 from quillgpt.pretrained.adapter import Adapter, merged_fingerprint
 from quillgpt.run_dir import RunDirectory
 from quillgpt.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def save(
@@ -67,7 +71,7 @@ def save(
             with files.written_file(temporary / name) as file:
                 file.write(content())
             written[name] = FileRecord(size=file.size, sha256=file.sha256)
-        manifest = Manifest(
+        manifest = CheckpointManifest(
             step=step,
             val_loss=val_loss,
             model=model.config,
@@ -93,11 +97,21 @@ def prune(run: RunDirectory, *, keep_last: int) -> None:
 
     Only intact checkpoints count as kept, and only intact ones are deleted; a damaged one is the user's to decide on.
     """
-    intact = [checkpoint for checkpoint in scan(run)[0] if is_intact(checkpoint)]
+    intact = []
+    for checkpoint in scan(run)[0]:
+        if error := damage(checkpoint):
+            _warn_once(f"{error}; it is not deleted and does not count as kept")
+        else:
+            intact.append(checkpoint)
     kept = {checkpoint.path for checkpoint in [*intact[-keep_last:], best(intact)] if checkpoint is not None}
     for checkpoint in intact:
         if checkpoint.path not in kept:
             files.remove_directory(checkpoint.path)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def _weights_content(model: GPT, adapter: Adapter | None) -> bytes:
