@@ -24,6 +24,7 @@ from quillgpt.evaluate.results import DataRecord, Evaluation, ModelRecord, Resul
 from quillgpt.evaluate.tasks import TASK_GROUPS, TASKS
 from quillgpt.run_dir import config_toml
 from quillgpt.training.loop import train
+from small_runs import reseal
 from task_files import write_tasks
 
 TASKS_HERE = ["--data-dir", "questions"]
@@ -75,9 +76,9 @@ def test_a_run_has_the_digits_that_its_training_reported(capsys: pytest.CaptureF
     """In bf16, with the run's own micro-batch and threads."""
     (result,) = evaluated(capsys, "runs/byte")
     best = checkpoint.find("runs/byte")
-    assert result["scores"]["loss"] == best.val_loss
+    assert result["scores"]["loss"] == best.manifest.val_loss
     lines = [json.loads(line) for line in Path("runs/byte/metrics.jsonl").read_text().splitlines()]
-    (line,) = [line for line in lines if line.get("val_loss") == best.val_loss]
+    (line,) = [line for line in lines if line.get("val_loss") == best.manifest.val_loss]
     assert result["standard_errors"]["loss"] == line["val_loss_stderr"]
     assert result["scores"]["bits_per_byte"] == line["val_bpb"]
     assert (result["model"]["step"], result["model"]["tokens"]) == (line["step"], line["tokens"])
@@ -266,12 +267,12 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     assert "choose another --out" in refused("runs/byte", "--out", out, kind=DiskError)
     shutil.copytree("runs/byte", tmp_path / "broken")
     saved = tmp_path / "broken" / "checkpoints" / "step-000004"
-    weights, manifest = saved / "model.safetensors", json.loads((saved / "manifest.json").read_text())
+    weights = saved / "model.safetensors"
     tensors = load_file(weights)
     tensors["final_norm.weight"][0] = math.nan
     save_file(tensors, weights, metadata={"format": "pt"})
-    manifest["files"][weights.name] = {"size": weights.stat().st_size, "sha256": files.file_sha256(weights)}
-    (saved / "manifest.json").write_text(json.dumps(manifest))
+    record = {"size": weights.stat().st_size, "sha256": files.file_sha256(weights)}
+    reseal(saved / "manifest.json", lambda manifest: manifest["files"].update({weights.name: record}))
     message = refused(str(saved), "--tasks", "hellaswag", *TASKS_HERE, kind=NonFiniteError)
     assert "final_norm.weight is not finite" in message
 

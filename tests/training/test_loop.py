@@ -105,7 +105,7 @@ def test_three_bad_steps_in_a_row_end_the_run_with_its_checkpoint_intact(
     with pytest.raises(NonFiniteError, match=r"step 14, .*3 of 3 in a row.*last good checkpoint is intact") as raised:
         train(small_run)
     assert raised.value.exit_code == 70
-    last = checkpoint.newest_intact(run_of(small_run))
+    last = checkpoint.latest_intact(run_of(small_run))
     assert last is not None
     assert last.step == 10
     line = lines_of(small_run)[-1]

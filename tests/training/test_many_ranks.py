@@ -221,7 +221,7 @@ def signalled(config: RunConfig, folder: Path, name: str, number: int, *, worker
         sent = time.monotonic()
         process.wait(TIMEOUT_SECONDS)
         seconds = time.monotonic() - sent
-    found = checkpoint.newest_intact(run_of(config))
+    found = checkpoint.latest_intact(run_of(config))
     assert found is not None
     return Ended(
         code=process.returncode,

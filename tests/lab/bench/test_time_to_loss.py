@@ -32,7 +32,7 @@ def changed(config: RunConfig, **settings: object) -> RunConfig:
 
 
 def state_of(config: RunConfig) -> TrainState:
-    saved = checkpoint.newest_intact(RunDirectory(Path(config.train.out)))
+    saved = checkpoint.latest_intact(RunDirectory(Path(config.train.out)))
     assert saved is not None
     return read_state(saved)
 

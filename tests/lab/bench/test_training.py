@@ -39,7 +39,7 @@ def test_its_steps_equal_those_of_a_run_bit_for_bit(small_run: RunConfig, tmp_pa
         measured = {name: tensor.clone() for name, tensor in side.parts.model.state_dict().items()}
         lines = read_metrics(tmp_path / "bench" / "run" / "metrics.jsonl")
     outcome = train(config)
-    saved = checkpoint.newest_intact(RunDirectory(outcome.run))
+    saved = checkpoint.latest_intact(RunDirectory(outcome.run))
     assert saved is not None
     trained = saved.tensors(checkpoint.MODEL)
     assert trained.keys() <= measured.keys()
