@@ -2,10 +2,13 @@
 
 import contextlib
 import copy
+import errno
 import itertools
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -376,3 +379,70 @@ def test_a_lock_names_its_holder_and_ends_with_its_block_or_process(tmp_path: Pa
     os.waitpid(holder, 0)
     with files.locked(tmp_path):
         assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
+
+
+def test_a_line_after_one_that_was_cut_short_is_a_line_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for content in ("", "one\n", "one\ntw"):
+        path.write_text(content)
+        files.append_line(path, "last")
+        assert path.read_text() == content + ("\n" if content.endswith("tw") else "") + "last\n"
+
+
+def test_nothing_is_written_through_a_link_or_into_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "link").symlink_to("victim")
+    (tmp_path / ".lock").symlink_to("victim")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(DiskError, match=f"{name}: .*; nothing is written through it"):
+            files.append_line(tmp_path / name, "x")
+    with pytest.raises(DiskError, match="a symbolic link"), files.locked(tmp_path):
+        pass
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_file_system_without_locks_or_syncing_works_with_one_warning_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    def no_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def no_sync(descriptor: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    monkeypatch.setattr(os, "fsync", no_sync)
+    with files.locked(tmp_path):
+        for text in ("one", "two"):
+            files.write_text(tmp_path / "file", text)
+    assert (tmp_path / "file").read_text() == "two"
+    assert [line.partition(": ")[2].partition(";")[0] for line in messages] == [
+        "this file system has no locks",
+        "this file system cannot sync files",
+    ]
+
+
+def test_a_second_holder_waits_on_request(tmp_path: Path, messages: list[str]) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with files.locked(tmp_path, waits=True):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with files.locked(tmp_path):
+        thread.start()
+        while not messages:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert f"process {os.getpid()}" in messages[0]
+
+
+def test_a_file_set_aside_replaces_no_other(tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        (tmp_path / "log").write_text(content)
+        files.set_aside(tmp_path / "log")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"log.1": "one", "log.2": "two"}

@@ -73,7 +73,8 @@ def test_a_huge_file_takes_no_memory(tmp_path: Path) -> None:
 
 def test_toml_with_long_keys_is_refused_quickly(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
-    for content in ("a." * 100_000 + "a = 1", "x = {" + "a . " * 50_000 + "a = 1}", "[" + "a." * 50_000 + "a]"):
+    keys = ["a." * 100_000 + "a = 1", "x = {" + "a . " * 50_000 + "a = 1}", "[" + "a." * 50_000 + "a]"]
+    for content in (*keys, "x = '" + "a" * 200_000, "a " * 100_000, ("a." * 15 + " ") * 5_000, "a." * 200_000):
         path.write_text(content)
         started = time.process_time()
         with pytest.raises(DataError):

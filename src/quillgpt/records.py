@@ -31,7 +31,7 @@ SEAL = "sha256"
 READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 FILE_KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 FILE_KINDS |= dict.fromkeys((stat.S_IFCHR, stat.S_IFBLK), "a device")
-LONG_KEY = re.compile(rf"""(?:[\w"'-]+[ \t]*\.[ \t]*){{{MAX_KEY_WORDS},}}""")
+LONG_KEY = re.compile(rf"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){{{MAX_KEY_WORDS}}}""")
 
 
 def open_regular(path: Path, error: type[QuillError]) -> io.BufferedReader:
