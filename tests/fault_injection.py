@@ -4,6 +4,7 @@ All file output of the package goes through `files.py`, and all of its operation
 `Path.open`, the raw `write` below Python's buffer, `os.fsync`, `os.replace`, `os.mkdir`, `os.unlink` and `os.rmdir`.
 """
 
+import builtins
 import errno
 import io
 import os
@@ -79,6 +80,30 @@ class Disk:
         if isinstance(path, Path):
             self._descriptors[descriptor] = path
         return descriptor
+
+
+class FailingReads:
+    """Counts what reads below a folder (opening, listing, status); the one of number `at` fails with this errno."""
+
+    CALLS = ((os, "open"), (os, "listdir"), (os, "scandir"), (os, "stat"), (io, "open"), (builtins, "open"))
+
+    def __init__(self, patch: pytest.MonkeyPatch, folder: Path, *, at: int, number: int) -> None:
+        self.folder, self.at, self.number, self.count, self.failed = str(folder), at, number, 0, ""
+        for module, name in self.CALLS:
+            patch.setattr(module, name, self.failing(name, getattr(module, name)))
+
+    def failing(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(target: Any, *arguments: Any, **options: Any) -> Any:
+            mode = arguments[0] if arguments else options.get("mode", "r")
+            is_read = name != "open" or isinstance(mode, int) or set(mode) <= set("rbt")
+            if is_read and isinstance(target, str | os.PathLike) and str(target).startswith(self.folder):
+                self.count += 1
+                if self.count == self.at:
+                    self.failed = f"{name} {target}"
+                    raise OSError(self.number, os.strerror(self.number), str(target))
+            return real(target, *arguments, **options)
+
+        return call
 
 
 def error(number: int) -> Callable[[], None]:

@@ -15,9 +15,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from fault_injection import FailingReads
 from quillgpt import checkpoint
 from quillgpt.config import RunConfig
-from quillgpt.errors import CheckpointError, DiskError
+from quillgpt.errors import CheckpointError, DiskError, QuillError
+from quillgpt.run_dir import read_metrics
 from quillgpt.training.loop import train
 from small_runs import changed, newest, reseal, run_of
 
@@ -98,6 +100,33 @@ def test_a_read_error_is_not_an_absence(small_run: RunConfig, monkeypatch: pytes
             if next(left) <= 0:
                 break
         assert at > 0
+
+
+def test_a_resumed_run_meets_a_read_error_anywhere_and_never_begins_again(
+    small_run: RunConfig, tmp_path: Path, messages: list[str]
+) -> None:
+    train(changed(small_run, steps=10))
+    run = run_of(small_run)
+    shutil.copytree(run.path, tmp_path / "copy")
+    for at in itertools.count(1):
+        shutil.rmtree(run.path)
+        shutil.copytree(tmp_path / "copy", run.path)
+        messages.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            reads = FailingReads(patch, run.path, at=at, number=errno.EIO if at % 2 else errno.EMFILE)
+            refused = ""
+            try:
+                train(changed(small_run, steps=12))
+            except QuillError as error:
+                refused = str(error)
+        if not reads.failed:
+            break
+        continued = any(str(run.checkpoints / "step-000010") in message for message in messages)
+        assert continued or refused, reads.failed
+        kept = checkpoint.find(run.checkpoints / "step-000010")
+        assert kept.step == 10
+        assert [line["step"] for line in read_metrics(run.metrics)][:10] == list(range(1, 11)), reads.failed
+    assert at > 20
 
 
 def test_an_optimizer_state_of_other_shapes_is_refused_before_it_is_used(small_run: RunConfig) -> None:
