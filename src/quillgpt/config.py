@@ -20,6 +20,7 @@ from quillgpt.errors import ConfigError, check_type, nearest, pick, require, sho
 Scalar = bool | int | float | str
 
 MAY_BE_EMPTY = {"path", "eval_tasks", "batch_ramp"}
+MATMUL_PRECISIONS = ("highest", "high", "medium")
 MOST_STAGES = 64
 RAMP_NOTATION = (
     "stages as in 0.25@0,0.5@0.3,1@0.6: fraction@begin, both increasing, the first begin 0, the last fraction 1"
@@ -273,7 +274,7 @@ class TrainConfig:
         check_range(self, 1, 1_000_000, "dist_timeout_seconds")
         check_choice(self, "dtype", "auto", "fp32", "bf16", "fp16")
         check_choice(self, "compile", "auto", "on", "off")
-        check_choice(self, "float32_matmul_precision", "highest", "high", "medium")
+        check_choice(self, "float32_matmul_precision", *MATMUL_PRECISIONS)
         check_choice(self, "dist_backend", "auto", "nccl", "gloo")
 
 

@@ -120,12 +120,20 @@ def check_seal(content: dict[str, Any], path: Path, *, error: type[QuillError], 
     return rest
 
 
-def convert(content: Any, kind: type[T], path: Path, *, error: type[QuillError], remedy: str = "") -> T:
-    """Return parsed JSON as a dataclass (or a list or mapping); a wrong type or an unknown field is an error."""
+def convert(
+    content: Any, kind: type[T], path: Path, *, error: type[QuillError], remedy: str = "", complete: bool = False
+) -> T:
+    """Return parsed JSON as a dataclass (or a list or mapping); a wrong type or an unknown field is an error.
+
+    complete: fields with a default must be there, too.
+    """
     try:
         value = msgspec.convert(content, kind)
     except (msgspec.ValidationError, QuillError, TypeError) as failure:  # QuillError: of the class's own checks
         raise _damaged(path, str(failure), error, remedy) from None
+    missing = {field.name for field in dataclasses.fields(kind)} - content.keys() if complete else set()  # pyrefly: ignore
+    if missing:
+        raise _damaged(path, f"no field {shown(min(missing))}", error, remedy)
     if unknown := _unknown_field(content, value):
         raise _damaged(path, f"unknown field {shown(unknown)}", error, remedy)
     return value

@@ -4,8 +4,10 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import json
 import math
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,8 @@ from quillgpt.config import RunConfig
 from quillgpt.errors import CheckpointError, DiskError, QuillError
 from quillgpt.run_dir import read_metrics
 from quillgpt.training.loop import train
-from small_runs import changed, newest, reseal, run_of
+from quillgpt.training.state import read_state, restored_runtime
+from small_runs import RUNTIME, changed, newest, reseal, run_of
 
 
 def flip(content: bytes, bit: int) -> bytes:
@@ -152,6 +155,34 @@ def test_an_optimizer_state_of_other_shapes_is_refused_before_it_is_used(small_r
         reseal(found.path / "manifest.json", lambda manifest, r=record: manifest["files"].update({path.name: r}))
         with pytest.raises(CheckpointError, match=rf"{path}: .*{message}"):
             train(small_run)
+
+
+WRONG_VALUES = (None, True, -1, 0.5, 2**70, 1e308, "", "nan", [], {}, [[1, -1]])
+
+
+def test_records_of_other_types_or_values_are_refused_or_harmless(small_run: RunConfig) -> None:
+    """Every field of state.json and runtime.json is dropped or replaced, with hashes that fit."""
+    train(changed(small_run, steps=10))
+    folder, pick = newest(small_run).path, random.Random(1)
+    for name in (checkpoint.STATE, checkpoint.RUNTIME):
+        shutil.copytree(folder, folder.with_name("copy"), dirs_exist_ok=True)
+        original = json.loads((folder / name).read_text())
+        for field in original:
+            change = pick.choice(WRONG_VALUES)
+            rest = {key: value for key, value in original.items() if key != field}
+            for content in (rest, {**original, field: change}, {**original, "surprise": change}):
+                text = json.dumps(content).encode()
+                (folder / name).write_bytes(text)
+                record = {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+                reseal(folder / "manifest.json", lambda it, n=name, r=record: it["files"].update({n: r}))
+                refused = pytest.raises(CheckpointError, match=name)
+                with refused if content.keys() != original.keys() else contextlib.suppress(QuillError):
+                    found = checkpoint.latest_intact(run_of(small_run))
+                    assert found is not None
+                    read_state(found)
+                    restored_runtime(found, RUNTIME, {})
+        shutil.rmtree(folder)
+        folder.with_name("copy").rename(folder)
 
 
 def test_metrics_of_a_run_without_checkpoints_are_kept(small_run: RunConfig, messages: list[str]) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from quillgpt import records
 from quillgpt.checkpoint import CONFIG, RUNTIME, STATE, Checkpoint
-from quillgpt.config import RunConfig, flatten, group_of, updated
+from quillgpt.config import MATMUL_PRECISIONS, RunConfig, check_choice, check_range, flatten, group_of, updated
 from quillgpt.data.loader import BatchSchedule
-from quillgpt.errors import CheckpointError
+from quillgpt.errors import CheckpointError, ConfigError
+from quillgpt.model.precision import DTYPES
 from quillgpt.recipes import read_toml
 from quillgpt.runtime import Runtime
 
@@ -78,12 +79,15 @@ class TrainState:
 def read_state(checkpoint: Checkpoint) -> TrainState:
     """Return the state that a checkpoint was saved in."""
     path = checkpoint.path / STATE
-    state = records.convert(checkpoint.read_json(STATE), TrainState, path, error=CheckpointError)
+    state = records.convert(checkpoint.read_json(STATE), TrainState, path, error=CheckpointError, complete=True)
     if state.step != checkpoint.step:
         raise CheckpointError(f"{path}: step {state.step:,}, the manifest says {checkpoint.step:,}")
     try:
+        check_range(state, 0, 1 << 60, "tokens", "elapsed_seconds", "evaluation_seconds", "unlogged_steps")
+        check_range(state, 0, state.step, "applied_updates", "non_finite_in_a_row", "unlogged_steps")
+        check_range(state, 1, 1 << 40, "global_batch_size")
         state.schedule(context_length=1)
-    except ValueError as error:
+    except (ConfigError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     return state
 
@@ -134,7 +138,16 @@ def restored_runtime(checkpoint: Checkpoint, runtime: Runtime, changes: dict[str
     With another kind of device, or another number of ranks, a message says that the run is not bit-identical.
     """
     content = checkpoint.read_json(RUNTIME)
-    stored = records.convert(content, Runtime, checkpoint.path / RUNTIME, error=CheckpointError)
+    path = checkpoint.path / RUNTIME
+    stored = records.convert(content, Runtime, path, error=CheckpointError, complete=True)
+    try:
+        check_range(stored, 1, 1 << 40, "global_batch_size", "micro_batch_size", "world_size")
+        check_range(stored, 1, 1 << 10, "threads")
+        check_range(stored, 0, 1 << 60, "steps")
+        check_choice(stored, "dtype", *DTYPES)
+        check_choice(stored, "matmul_precision", *MATMUL_PRECISIONS)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     kept = {name: getattr(stored, name) for name, settings in RUNTIME_SETTINGS.items() if not settings & changes.keys()}
     if kept.get("device", runtime.device).partition(":")[0] != runtime.device.partition(":")[0]:
         logger.info("continuing, not bit-identical: device was %s, is %s", kept["device"], runtime.device)
